@@ -1,0 +1,27 @@
+import os, shutil, subprocess
+import pytest
+from helpers import ROOT, run_ok
+
+def pytest_addoption(parser):
+    parser.addoption('--cifar', action='store_true', help='run the cells marked #| cifar too (needs the CIFAR data)')
+
+@pytest.fixture(scope='session')
+def one_thread():
+    "Environment that keeps torch from asking for more cores than its share"
+    workers = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1))
+    threads = str(max(1, (os.cpu_count() or 1) // workers))
+    return dict(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads)
+
+@pytest.fixture(scope='session')
+def clean_copy(tmp_path_factory):
+    "A copy of what git has or would add, committed: what a fresh clone holds. Commands that write run there."
+    copy = tmp_path_factory.mktemp('clone')/'nbtransfer'
+    listed = subprocess.run(['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard'], cwd=ROOT,
+        check=True, stdout=subprocess.PIPE, text=True).stdout.split('\0')
+    for name in listed:
+        if not name or not (ROOT/name).is_file(): continue
+        (copy/name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT/name, copy/name)
+    for command in ('git init -q', 'git add -A', 'git -c user.name=test -c user.email=test@localhost commit -q -m all'):
+        run_ok(command.split(), copy)
+    return copy

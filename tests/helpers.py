@@ -1,0 +1,52 @@
+"What several test files share: where things are, and how to read notebooks and run commands"
+import ast, json, os, re, shutil, subprocess, sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT/'nbtransfer'
+sys.path[:0] = [str(ROOT), str(ROOT/'tools')]  # this checkout, whatever is installed
+
+NOTEBOOKS = sorted(o for o in (ROOT/'nbs').glob('*.ipynb') if o.name[0] not in '_.')
+CHAPTERS = [o for o in NOTEBOOKS if o.stem != 'index']
+MODULES = sorted(o for o in PACKAGE.glob('*.py') if o.stem not in ('__init__', '_modidx', 'all'))
+
+def read_notebook(path): return json.loads(path.read_text(encoding='utf-8'))
+
+def code_cells(nb): return [c for c in nb['cells'] if c['cell_type'] == 'code']
+
+def source(cell): return ''.join(cell['source'])
+
+def directives(cell): return re.findall(r'^#\|\s*([\w-]+)', source(cell), re.M)
+
+def parse_file(path): return ast.parse(path.read_text(encoding='utf-8'))
+
+def exported_names(module):
+    "`__all__` of the module's file"
+    found = [o.value for o in parse_file(module).body if isinstance(o, ast.Assign) and o.targets[0].id == '__all__']
+    return ast.literal_eval(found[0]) if found else []
+
+def imported_modules(tree):
+    "Names of all modules that the syntax tree imports, those of our own package as `nbtransfer.name`"
+    names = []
+    for o in ast.walk(tree):
+        if isinstance(o, ast.Import): names += [a.name for a in o.names]
+        if isinstance(o, ast.ImportFrom): names.append(f'nbtransfer.{o.module}' if o.level else o.module)
+    return names
+
+def find_script(name):
+    "The console script `name` of this environment"
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    assert found, f"{name} is not installed here; run pip install -e '.[dev]'"
+    return found
+
+def run(command, cwd, **env):
+    "Run a command (a list), and return its exit code and what it printed, all in one"
+    bin_path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    result = subprocess.run(command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, env={**os.environ, 'PATH': bin_path, **env})
+    return result.returncode, result.stdout
+
+def run_ok(command, cwd, **env):
+    code, printed = run(command, cwd, **env)
+    assert code == 0, f"{' '.join(map(str, command))} ended with {code}:\n{printed}"
+    return printed
