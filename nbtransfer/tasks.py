@@ -6,7 +6,7 @@ Docs: https://nbtransfer.github.io/nbtransfer/tasks.html.md"""
 
 # %% auto #0
 __all__ = ['drop_twins', 'split_per_class', 'Task', 'digits', 'letters', 'TaskSplit', 'TaskDL', 'affine_matrix', 'AffineAugment',
-           'image_folder', 'cifar10', 'cifar100', 'task_named']
+           'image_folder', 'DataMissing', 'cifar10', 'cifar100', 'task_named']
 
 # %% ../nbs/00_tasks.ipynb #imports
 import shutil, tempfile, warnings
@@ -55,7 +55,9 @@ def split_per_class(
 )->dict:           # `train` and each name in `fracs` → sorted int64 picture numbers
     """Split the pictures at random within each class, at least one of each class in every part
 
-    Raises `ValueError` if a class has too few pictures to give one to each part."""
+    Raises `ValueError` if a class has too few pictures to give one to each part, or `fracs` leave none to `train`."""
+    if sum(fracs.values()) >= 1 or any(f <= 0 for f in fracs.values()):
+        raise ValueError(f'split_per_class: shares above 0 that sum to less than 1 are needed; got {fracs}')
     idxs = torch.arange(len(labels)) if idxs is None else idxs
     rng, parts = torch.Generator().manual_seed(seed), {name: [] for name in ('train', *fracs)}
     for c in labels[idxs].unique():
@@ -64,10 +66,9 @@ def split_per_class(
             raise ValueError(f'split_per_class: class {int(c)} needs {len(fracs)+1} pictures or more, one for each of '
                              f'{", ".join(parts)}; it has {len(own)}: add pictures or leave the class out')
         own = own[torch.randperm(len(own), generator=rng)]
-        for name, frac in fracs.items():
-            n = min(max(1, round(frac * len(own))), len(own) - 1)
-            parts[name].append(own[:n]); own = own[n:]
-        parts['train'].append(own)
+        sizes = [max(1, round(frac * len(own))) for frac in fracs.values()]
+        cuts = own.split([*sizes, len(own) - sum(sizes)])
+        for name, part in zip((*fracs, 'train'), cuts): parts[name].append(part)
     return {name: torch.cat(p).sort().values for name, p in parts.items()}
 
 # %% ../nbs/00_tasks.ipynb #task
@@ -151,7 +152,7 @@ def digits(
 _FONTS = ('DejaVuSans DejaVuSans-Bold DejaVuSans-BoldOblique DejaVuSans-Oblique DejaVuSansMono DejaVuSansMono-Bold '
           'DejaVuSansMono-BoldOblique DejaVuSansMono-Oblique DejaVuSerif DejaVuSerif-Bold DejaVuSerif-BoldItalic '
           'DejaVuSerif-Italic STIXGeneral STIXGeneralBol STIXGeneralBolIta STIXGeneralItalic '
-          'cmb10 cmmi10 cmr10 cmss10 cmti10 cmtt10').split()
+          'cmb10 cmmi10 cmr10 cmss10 cmtt10').split()
 
 def _letter(letter, rng):
     "Draw `letter` at 32×32 in a font, size, place, turn, two colours and noise drawn from `rng`"
@@ -389,14 +390,17 @@ def _splits(path, files, vocab, labels, fracs, seed):
     return {**found, **split_per_class(labels, missing, seed, found['train'])}
 
 # %% ../nbs/00_tasks.ipynb #cifar
+class DataMissing(RuntimeError):
+    "Pictures that are not there and could not be fetched, or are not whole"
+
 def _cifar(name, url, n_classes, seed):
     try: path = untar_data(url)
     except Exception as e:
-        raise RuntimeError(f'{name}: its pictures are needed and could not be fetched from {url} ({type(e).__name__}: {e}); '
+        raise DataMissing(f'{name}: its pictures are needed and could not be fetched from {url} ({type(e).__name__}: {e}); '
                            'connect to the network and call again; an archive that is cut short has to be deleted first') from e
     n = Counter(f.relative_to(path).parts[0] for f in get_image_files(path))
     if (n['train'], n['test']) != (50_000, 10_000):
-        raise RuntimeError(f'{name}: 50,000 train and 10,000 test pictures are needed; {path} has {n["train"]} and {n["test"]}: delete that folder and call again')
+        raise DataMissing(f'{name}: 50,000 train and 10,000 test pictures are needed; {path} has {n["train"]} and {n["test"]}: delete that folder and call again')
     return image_folder(path, 32, name, seed=seed)
 
 @lru_cache
@@ -405,7 +409,7 @@ def cifar10(
 )->Task:        # 45,000 train, 5,000 valid, 10,000 test
     """Give CIFAR-10 as a task, through fastai's `untar_data`
 
-    Raises `RuntimeError` if it is not there and cannot be fetched, or is not whole.
+    Raises `DataMissing` if it is not there and cannot be fetched, or is not whole.
 
     Source: Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images."""
     return _cifar('cifar10', URLs.CIFAR, 10, seed)
@@ -416,7 +420,7 @@ def cifar100(
 )->Task:        # about 45,000 train, 5,000 valid, 10,000 test
     """Give CIFAR-100 as a task, through fastai's `untar_data`; training pictures that are also test pictures are left out
 
-    Raises `RuntimeError` if it is not there and cannot be fetched, or is not whole.
+    Raises `DataMissing` if it is not there and cannot be fetched, or is not whole.
 
     Source: Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images."""
     return _cifar('cifar100', URLs.CIFAR_100, 100, seed)

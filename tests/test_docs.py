@@ -1,9 +1,11 @@
 "Every public name is documented where it is defined: its parameters, what it returns, and what it does"
 import ast, importlib, inspect, re, textwrap
 import pytest
+from fastai.callback.core import event
 from fastcore.docments import docments
 from helpers import MODULES, exported_names
 
+transforms = {'encodes', 'decodes', 'setups'}  # of a fastai `Transform`
 names = pytest.mark.parametrize('module,name', [(o.stem, n) for o in MODULES for n in exported_names(o)])
 
 def find(module, name): return getattr(importlib.import_module(f'nbtransfer.{module}'), name)
@@ -16,7 +18,7 @@ def public_parts(name, obj):
     if not inspect.isclass(obj): return {}
     methods, theirs = {}, [o for o in obj.__mro__ if not is_ours(o)]
     for k, v in vars(obj).items():
-        if k != '__init__' and any(hasattr(o, k) for o in theirs): continue  # fastai or torch says what it does
+        if k != '__init__' and any(hasattr(o, k) for o in [event, *theirs]) or k in transforms: continue  # fastai or torch says what it does
         if isinstance(v, (classmethod, staticmethod)): v = v.__func__
         if isinstance(v, property): v = v.fget
         if inspect.isfunction(v) and (k[0] != '_' or k == '__init__') and is_ours(v): methods[f'{name}.{k}'] = v

@@ -25,9 +25,9 @@ def github_callouts(text):
 def split_directives(source):
     "Directives of a code cell as a dict, and its code"
     lines = source.splitlines()
-    is_directive = [bool(re.match(r'#\|\s*\S', o)) for o in lines]
-    pairs = (re.match(r'#\|\s*([\w-]+)\s*:?\s*(.*)', o).groups() for o, b in zip(lines, is_directive) if b)
-    return dict(pairs), '\n'.join(o for o, b in zip(lines, is_directive) if not b).strip()
+    directives = [o for o in lines if re.match(r'#\|\s*\S', o)]
+    pairs = (re.match(r'#\|\s*([\w-]+)\s*:?\s*(.*)', o).groups() for o in directives)
+    return dict(pairs), '\n'.join(o for o in lines if o not in directives).strip()
 
 def fence(text, lang=''): return f'```{lang}\n{text.rstrip()}\n```'
 
