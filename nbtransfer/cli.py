@@ -73,8 +73,10 @@ def _save_figure(path, ax): return _write(path, lambda p: ax.figure.savefig(p, d
 # %% ../nbs/15_cli.ipynb #helpers
 def _library():
     "Everything public; figures go to files"
+    import fastprogress.fastprogress
     import matplotlib
     matplotlib.use('Agg')
+    if not _watched(): fastprogress.fastprogress.NO_BAR = True
     import nbtransfer.all as library
     return library
 
@@ -98,19 +100,17 @@ def _source(nb, args):
 def _train_source(nb, args, task):
     "Pretrain on a source task and keep the weights"
     print(f'Pretraining {args.arch} on {task.name}, {args.source_epochs} epochs', flush=True)
-    learn = nb.pretrain(task, args.arch, args.source_epochs, _rate(args.arch), cbs=_quiet(nb))
+    learn = nb.pretrain(task, args.arch, args.source_epochs, None, cbs=_quiet(nb))
     metrics = dict(valid_accuracy=learn.validate(1)[1])
     print(f'  accuracy on its valid pictures: {metrics["valid_accuracy"]:.1%}', flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
     return nb.load_weights(nb.save_weights(learn, args.out/'source.safetensors', metrics=metrics))
 
-def _rate(arch): return 3e-3 if arch == 'article_cnn' else 1e-2
-
 # %% ../nbs/15_cli.ipynb #pretrain
 def _pretrain(args):
     nb = _library()
     task = _task(nb, args.source, args, args.per_class)
-    learn = nb.pretrain(task, args.arch, args.epochs, args.lr or _rate(args.arch), seed=args.seed, cbs=_quiet(nb))
+    learn = nb.pretrain(task, args.arch, args.epochs, args.lr, seed=args.seed, cbs=_quiet(nb))
     metrics = dict(valid_accuracy=learn.validate(1)[1], test_accuracy=learn.validate(2)[1])
     args.out.mkdir(parents=True, exist_ok=True)
     path = nb.save_weights(learn, args.out/f'{args.arch.replace("/", "-")}-{task.name}.safetensors', half=True, metrics=metrics,

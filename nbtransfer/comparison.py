@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from fastprogress.fastprogress import progress_bar
 from scipy.stats import t as student_t
 from .finetuning import fine_tune, transfer_learner
-from .pretraining import Quiet, pretrain
+from .pretraining import Quiet, default_lr, pretrain
 from .tasks import Task
 from .weights import load_weights
 
@@ -42,21 +42,21 @@ def paired_interval(
 
 # %% ../nbs/05_comparison.ipynb #strategies
 def _tuned(lr_max, n_frozen):
-    "A strategy that transfers and then fine-tunes"
+    "A strategy that transfers and then fine-tunes; `n_frozen` is given the number of epochs"
     def strategy(task, source, n_epochs, seed, bs, cbs):
         learn = transfer_learner(task, source, seed=seed, bs=bs, cbs=cbs)
-        return fine_tune(learn, n_epochs, lr_max, n_frozen(n_epochs))
+        return fine_tune(learn, n_epochs, lr_max or default_lr(learn.model), n_frozen(n_epochs))
     return strategy
 
 def _scratch(task, source, n_epochs, seed, bs, cbs):
     "Train the source's network from random weights"
     made = dict(source.arch['kwargs'])
     made.pop('n_classes')
-    return pretrain(task, source.arch['name'], n_epochs, 5e-3, bs, seed=seed, cbs=cbs, **made)
+    return pretrain(task, source.arch['name'], n_epochs, None, bs, seed=seed, cbs=cbs, **made)
 
 STRATEGIES = {
     'scratch': _scratch,
-    'one rate': _tuned(5e-3, lambda n: 0),
+    'one rate': _tuned(None, lambda n: 0),
     'head only': _tuned(1e-2, lambda n: n),
     'head first': _tuned((2e-3, 1e-2), lambda n: None),
     'discriminative': _tuned(slice(1e-3, 1e-2), lambda n: 0)}

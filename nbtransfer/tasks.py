@@ -26,7 +26,7 @@ from fastai.vision.core import PILImage
 from fastcore.basics import patch
 from fastcore.parallel import parallel
 from fasttransform import Transform
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
@@ -155,16 +155,19 @@ _FONTS = ('DejaVuSans DejaVuSans-Bold DejaVuSans-BoldOblique DejaVuSans-Oblique 
           'cmb10 cmmi10 cmr10 cmss10 cmtt10').split()
 
 def _letter(letter, rng):
-    "Draw `letter` at 32×32 in a font, size, place, turn, two colours and noise drawn from `rng`"
+    "Draw `letter` at 32×32; font, size, place, turn, blur, two colours and noise come from `rng`"
     path = Path(matplotlib.get_data_path())/'fonts'/'ttf'/f'{rng.choice(_FONTS)}.ttf'
-    font = ImageFont.truetype(str(path), rng.randint(18, 28))
+    font = ImageFont.truetype(str(path), rng.randint(26, 42))
     mask = Image.new('L', (32, 32))
     place = 16 + rng.uniform(-3, 3), 16 + rng.uniform(-3, 3)
     ImageDraw.Draw(mask).text(place, rng.choice([letter, letter.upper()]), 255, font, anchor='mm')
-    mask = np.asarray(mask.rotate(rng.uniform(-20, 20), Image.Resampling.BILINEAR), np.float32)[..., None] / 255
-    ink, paper = np.random.default_rng(rng.getrandbits(32)), [rng.uniform(0, 255) for _ in range(3)]
-    colour = [(o + rng.uniform(80, 175)) % 255 for o in paper]
-    pixels = np.array(paper) * (1 - mask) + np.array(colour) * mask + ink.normal(0, rng.uniform(2, 20), (32, 32, 3))
+    mask = mask.rotate(rng.uniform(-20, 20), Image.Resampling.BILINEAR)
+    mask = mask.filter(ImageFilter.GaussianBlur(rng.uniform(0, 2)))
+    share = np.asarray(mask, np.float32)[..., None] / 255
+    dark, light = ([rng.uniform(low, low + 110) for _ in range(3)] for low in (0, 145))
+    paper, ink = rng.sample([dark, light], 2)
+    noise = np.random.default_rng(rng.getrandbits(32)).normal(0, rng.uniform(2, 20), (32, 32, 3))
+    pixels = np.array(paper) * (1 - share) + np.array(ink) * share + noise
     return pixels.clip(0, 255).astype(np.uint8)
 
 # %% ../nbs/00_tasks.ipynb #letters-task
