@@ -18,7 +18,9 @@ from fastai.callback.core import CancelValidException, Callback
 from fastai.learner import Learner
 from fastcore.basics import patch
 from fastprogress.fastprogress import progress_bar
+from matplotlib.axes import Axes
 from scipy.stats import t as student_t
+from torch import nn
 from .finetuning import fine_tune, transfer_learner
 from .pretraining import Quiet, default_lr, pretrain
 from .tasks import Task
@@ -36,7 +38,8 @@ def paired_interval(
 
     Source: Student 1908, The Probable Error of a Mean."""
     d = np.asarray(b, float) - np.asarray(a, float)
-    if d.ndim != 1 or len(d) < 2: raise ValueError(f'paired_interval: two seeds or more are needed; got shape {d.shape}')
+    if d.ndim != 1 or len(d) < 2:
+        raise ValueError(f'paired_interval: two seeds or more are needed; got shape {d.shape}')
     half = student_t.ppf((1 + level) / 2, len(d) - 1) * d.std(ddof=1) / len(d) ** .5
     return d.mean(), d.mean() - half, d.mean() + half
 
@@ -52,7 +55,7 @@ def _scratch(task, source, n_epochs, seed, bs, cbs):
     "Train the source's network from random weights"
     made = dict(source.arch['kwargs'])
     made.pop('n_classes')
-    return pretrain(task, source.arch['name'], n_epochs, None, bs, seed=seed, cbs=cbs, **made)
+    return pretrain(task, source.arch['name'], n_epochs, bs=bs, seed=seed, cbs=cbs, **made)
 
 STRATEGIES = {
     'scratch': _scratch,
@@ -79,13 +82,13 @@ def epochs_for(
 def run_one(
     strategy:str, # a name in `STRATEGIES`
     task:Task,    # the target with all its labels
-    source,       # a network with its `arch`, trained on the source
+    source:nn.Module, # a network with its `arch`, trained on the source
     per_class:int,# labels of each class; 0 for all
     seed:int,     # of the subset, the new weights and the batches
     bs:int,       # pictures in a batch
     n_steps:int=None,  # least number of steps, or
     n_epochs:int=None, # number of epochs
-)->dict:          # of `strategy`, `per_class`, `seed`, `accuracy` (%), `n_epochs`, `n_steps`, `time_s`
+)->dict:          # a row of `Comparison.runs`: what was asked for, `accuracy` (%), `time_s`
     "Train by one strategy and look at the test split once"
     few = task.subset(per_class, seed) if per_class else task
     n_epochs = n_epochs or epochs_for(few, n_steps, bs)
@@ -94,14 +97,15 @@ def run_one(
     time_s = time.perf_counter() - start
     learn.remove_cb(SkipValid)
     accuracy = 100 * learn.validate(2)[1]
-    return dict(strategy=strategy, per_class=per_class or few.counts()['train'].max(), seed=seed, accuracy=accuracy,
-                n_epochs=n_epochs, n_steps=n_epochs * len(learn.dls.train), time_s=time_s)
+    per_class = per_class or int(few.counts()['train'].max())
+    return dict(strategy=strategy, per_class=per_class, seed=seed, accuracy=accuracy, time_s=time_s,
+                n_epochs=n_epochs, n_steps=n_epochs * len(learn.dls.train))
 
 # %% ../nbs/05_comparison.ipynb #comparison
 class Comparison:
     "Runs of several strategies over the same seeds, one row a run"
     def __init__(self,
-        runs:pd.DataFrame, # columns `strategy`, `per_class`, `seed`, `accuracy` (%), and what else there is
+        runs:pd.DataFrame, # with columns `strategy`, `per_class`, `seed` and `accuracy` (%)
         title:str='',      # of plots, such as 'letters to digits'
     ):
         "Keep the runs"
@@ -109,27 +113,29 @@ class Comparison:
 
     def table(self)->pd.DataFrame: # a row for each strategy, a column for each number of labels
         "Give mean ± standard deviation of the test accuracy (%) over seeds"
-        order = list(dict.fromkeys(self.runs.strategy))
-        text = self.runs.groupby(['strategy', 'per_class']).accuracy.agg(lambda a: f'{a.mean():.1f} ± {a.std():.1f}')
-        return text.unstack().loc[order].rename_axis(columns='labels per class')
+        cells = self.runs.groupby(['strategy', 'per_class'], sort=False).accuracy
+        text = cells.agg(lambda a: f'{a.mean():.1f} ± {a.std():.1f}')
+        return text.unstack().rename_axis(columns='labels per class')
 
     def differences(self,
         baseline:str='scratch', # what the others are compared with
         level:float=.95,        # of confidence, in (0, 1)
-    )->pd.DataFrame: # a row for each strategy and number of labels: `difference`, `low`, `high` (points), `verdict`
-        "Give the paired differences from a baseline with their intervals"
-        wide = self.runs.pivot_table(index=['per_class', 'seed'], columns='strategy', values='accuracy')
-        if baseline not in wide: raise ValueError(f'Comparison.differences: one of {list(wide)} is needed; got {baseline!r}')
+    )->pd.DataFrame: # a row a strategy and number of labels; `difference`, `low`, `high` in points
+        "Give the paired differences from a baseline; raises `ValueError` if that was not run"
+        wide = self.runs.pivot_table('accuracy', ['per_class', 'seed'], 'strategy', sort=False)
+        if baseline not in wide:
+            raise ValueError(f'Comparison.differences: one of {list(wide)} is needed; '
+                             f'got {baseline!r}')
         rows = []
-        for n, block in wide.groupby('per_class'):
-            for s in dict.fromkeys(self.runs.strategy):
-                if s == baseline: continue
+        for n, block in wide.groupby('per_class', sort=False):
+            for s in wide.columns.drop(baseline):
                 both = block[[baseline, s]].dropna()
                 if len(both) < 2: continue
                 mean, low, high = paired_interval(both[baseline], both[s], level)
                 verdict = 'better' if low > 0 else 'worse' if high < 0 else 'not distinguishable'
-                rows.append(dict(strategy=s, per_class=n, seeds=len(both), difference=mean, low=low, high=high, verdict=verdict))
-        return pd.DataFrame(rows)
+                rows.append((s, n, len(both), mean, low, high, verdict))
+        return pd.DataFrame(rows, columns=['strategy', 'per_class', 'seeds', 'difference', 'low',
+                                           'high', 'verdict'])
 
     def _repr_html_(self): return self.table()._repr_html_()
     def __repr__(self): return f'{self.title}, test accuracy (%)\n{self.table().to_string()}'
@@ -137,21 +143,22 @@ class Comparison:
 # %% ../nbs/05_comparison.ipynb #plot
 @patch
 def plot(self:Comparison,
-    ax=None,  # matplotlib axes; new if None
-):            # the axes
+    ax:Axes=None, # matplotlib axes; new if None
+)->Axes:          # the axes
     "Plot mean test accuracy against labels per class, a dot for each seed"
     ax = ax or plt.subplots(layout='constrained')[1]
     counts = sorted(self.runs.per_class.unique())
-    for i, (s, runs) in enumerate(self.runs.groupby('strategy', sort=False)):
-        x = np.array([counts.index(n) for n in runs.per_class]) + .09 * (i - 2)
+    groups = self.runs.groupby('strategy', sort=False)
+    for i, (name, runs) in enumerate(groups):
+        shift, marker = .09 * (i - (len(groups) - 1) / 2), 'osD^v<>'[i % 7]
+        def x(per_class): return [counts.index(n) + shift for n in per_class]
         means = runs.groupby('per_class').accuracy.mean()
-        marker = 'osD^v<>'[i % 7]
-        ax.scatter(x, runs.accuracy, s=12, alpha=.5, color=f'C{i}', marker=marker)
-        ax.plot([counts.index(n) + .09 * (i - 2) for n in means.index], means, marker=marker, color=f'C{i}', label=s,
+        ax.scatter(x(runs.per_class), runs.accuracy, s=12, alpha=.5, color=f'C{i}', marker=marker)
+        ax.plot(x(means.index), means, marker=marker, color=f'C{i}', label=name,
                 ls=['-', '--', '-.', ':'][i % 4])
     ax.set_xticks(range(len(counts)), counts)
-    n_seeds = self.runs.seed.nunique()
-    ax.set(xlabel='labels per class', ylabel='test accuracy (%)', title=f'{self.title} ({n_seeds} seeds; dots are runs)')
+    seeds = f'{self.runs.seed.nunique()} seeds; small dots are runs'
+    ax.set(xlabel='labels per class', ylabel='test accuracy (%)', title=f'{self.title} ({seeds})')
     ax.legend()
     return ax
 
@@ -164,24 +171,29 @@ def check_comparison(
 )->None:              # nothing, if all is well
     "Raise `ValueError` for what `compare` could not run"
     unknown = [s for s in strategies if s not in STRATEGIES]
-    if unknown: raise ValueError(f'compare: strategies among {list(STRATEGIES)} are needed; got {unknown}')
-    if seeds < 2: raise ValueError(f'compare: two seeds or more are needed for an interval; got {seeds}')
+    if unknown or not strategies:
+        raise ValueError(f'compare: strategies among {list(STRATEGIES)} are needed; got {unknown}')
+    if seeds < 2:
+        raise ValueError(f'compare: two seeds or more are needed for an interval; got {seeds}')
     for n in per_class:
         if n: task.subset(n)
 
 def _network(source):
-    "The source's network, which has to say how it was made; a Learner leaves its normalisation in `card`"
+    "The source's network, with its `arch`; a Learner leaves its normalisation in `card`"
     if isinstance(source, (str, Path)): return load_weights(source)
+    model = source.model if isinstance(source, Learner) else source
+    if not hasattr(model, 'arch'):
+        raise ValueError('compare: a source made by create_network is needed, so that scratch can '
+                         f'use its network; got {type(model).__name__}')
     if isinstance(source, Learner):
-        norm, model = source.dls.train.after_batch.normalize, source.model
+        norm = source.dls.train.after_batch.normalize
         model.card = dict(mean=norm.mean.flatten().tolist(), std=norm.std.flatten().tolist(),
-                          recipe=getattr(source, 'recipe', dict(task='source')))
-        source = model
-    if not hasattr(source, 'arch'): raise ValueError('compare: a source made by create_network is needed, so that scratch can use its network')
-    return source
+                          recipe=dict(task=source.dls.task.name))
+    return model
 
 def _write_csv(runs, path):
     "Write beside the file, then rename"
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'.{path.name}.part')
     runs.to_csv(part, index=False)
     part.replace(path)
@@ -189,7 +201,7 @@ def _write_csv(runs, path):
 # %% ../nbs/05_comparison.ipynb #compare
 def compare(
     task:Task,          # the target
-    source,             # a Learner, or a network, or the name or file of weights, that knows its `arch`
+    source:object,      # a Learner, a network with its `arch`, or the name or file of weights
     per_class:tuple=(1, 5), # numbers of labels of each class; 0 for all
     strategies:tuple=('scratch', 'one rate', 'head only', 'head first'), # names in `STRATEGIES`
     seeds:int=3,        # number of seeds, from 0
@@ -201,13 +213,12 @@ def compare(
 )->Comparison:          # with a row for each run
     """Train every strategy with every number of labels and every seed, at one budget
 
-    Raises `ValueError` for an unknown strategy, fewer than two seeds, or more labels asked for than there are."""
+    Raises `ValueError` for an unknown strategy, fewer than two seeds, or too few labels."""
     check_comparison(task, per_class, strategies, seeds)
     source = _network(source)
-    jobs = [(n, seed, s) for n in per_class for seed in range(seeds) for s in strategies]
-    rows, bar = [], progress_bar(jobs, display=progress)
-    for n, seed, s in bar:
-        bar.comment = f'{n or "all"} labels per class, seed {seed}, {s}'
+    jobs, rows = [(n, seed, s) for n in per_class for seed in range(seeds) for s in strategies], []
+    for n, seed, s in progress_bar(jobs) if progress else jobs:
         rows.append(run_one(s, task, source, n, seed, bs, n_steps, n_epochs))
         if path: _write_csv(pd.DataFrame(rows), Path(path))
-    return Comparison(pd.DataFrame(rows), f'{source.card["recipe"]["task"] if hasattr(source, "card") else "source"} to {task.name}')
+    made_on = getattr(source, 'card', {}).get('recipe', {}).get('task', 'source')
+    return Comparison(pd.DataFrame(rows), f'{made_on} to {task.name}')

@@ -16,6 +16,7 @@ from fastai.callback.core import Callback
 from fastai.callback.schedule import fit_one_cycle  # gives Learner its `fit_one_cycle`
 from fastai.learner import Learner
 from fastai.torch_core import set_seed
+from matplotlib.axes import Axes
 from torch import nn
 from .networks import create_network, stages
 from .pretraining import task_learner
@@ -27,13 +28,14 @@ def _source_facts(source):
     "Network arguments and normalisation of a source, None where it does not say"
     if isinstance(source, Learner):
         norm = source.dls.train.after_batch.normalize
-        return getattr(source.model, 'arch', None), (norm.mean.flatten().tolist(), norm.std.flatten().tolist())
+        stats = norm.mean.flatten().tolist(), norm.std.flatten().tolist()
+        return getattr(source.model, 'arch', None), stats
     card = getattr(source, 'card', None) or {}
     return getattr(source, 'arch', None), (card['mean'], card['std']) if 'mean' in card else None
 
 def transfer_learner(
     task:Task,         # the target
-    source,            # a Learner, a network, a weights file, or the name of a shipped network
+    source:object,     # a Learner, a network, a weights file, or the name of a shipped network
     arch:str=None,     # the target's network, as for `create_network`; the source's if None
     head:bool=False,   # whether to carry the head too
     min_share:float=.5,# least share of the body to carry, in [0, 1]
@@ -46,18 +48,20 @@ def transfer_learner(
 )->Learner:            # body carried, head new; `receipt` and `group_lrs` are set
     """Make a learner for the target that starts from a source's parameters
 
-    Raises `TransferError` if too little can be carried, `ValueError` if no network is named anywhere."""
+    Raises `TransferError` if too little can be carried, `ValueError` if no network is named."""
     if isinstance(source, (str, Path)): source = load_weights(source)
     made, stats = _source_facts(source)
     if arch is None:
         if made is None:
-            raise ValueError('transfer_learner: the source does not say which network it is; pass arch=')
+            raise ValueError('transfer_learner: a network to build is needed; the source does not '
+                             f'say which it is ({type(source).__name__}): pass arch=')
         arch, arch_kwargs = made['name'], {**made['kwargs'], **arch_kwargs}
     arch_kwargs.pop('n_classes', None)
     set_seed(seed)
     model = create_network(arch, task.n_classes, **arch_kwargs)
     receipt = transfer_weights(source, model, head, min_share)
-    learn = task_learner(task, model, bs, augment, stats, seed, wd, [GroupLRs(), *(cbs or [])], train_bn=False)
+    cbs = [GroupLRs(), *(cbs or [])]
+    learn = task_learner(task, model, bs, augment, stats, seed, wd, cbs, train_bn=False)
     learn.receipt = receipt
     return learn
 
@@ -93,7 +97,8 @@ def freeze(
 
     Raises `ValueError` if `upto` is out of range."""
     n = len(stages(learn.model))
-    if not -n <= upto < n: raise ValueError(f'freeze: upto must be in -{n}..{n-1} for {n} stages; got {upto}')
+    if not -n <= upto < n:
+        raise ValueError(f'freeze: upto must be in -{n}..{n-1} for {n} stages; got {upto}')
     learn.train_bn = False
     if not any(isinstance(cb, KeepStill) for cb in learn.cbs): learn.add_cb(KeepStill())
     learn.freeze_to(upto)
@@ -106,9 +111,9 @@ def unfreeze(
 
 # %% ../nbs/04_finetuning.ipynb #group-lrs-fn
 def lrs_by_group(
-    lr_max,       # a number, `slice(first, last)`, a pair `(body, head)`, or one number a group
-    n_groups:int, # groups from input to output, the head last
-)->list:          # `n_groups` floats
+    lr_max:object, # a number, `slice(first, last)`, a pair `(body, head)`, or one number a group
+    n_groups:int,  # groups from input to output, the head last
+)->list:           # `n_groups` floats
     "Write out one learning rate for each group; raises `ValueError` for anything else"
     if isinstance(lr_max, slice):
         if lr_max.start is None or lr_max.stop is None or lr_max.step is not None:
@@ -118,20 +123,26 @@ def lrs_by_group(
     lrs = [float(o) for o in lr_max]
     if len(lrs) == n_groups: return lrs
     if len(lrs) == 2: return [lrs[0]] * (n_groups - 1) + [lrs[1]]
-    raise ValueError(f'lrs_by_group: one rate, a slice, a pair, or {n_groups} rates are needed; got {len(lrs)} rates')
+    raise ValueError(f'lrs_by_group: one rate, a slice, a pair, or {n_groups} rates are needed; '
+                     f'got {len(lrs)} rates')
 
 # %% ../nbs/04_finetuning.ipynb #fine-tune
 def fine_tune(
     learn:Learner,        # of `transfer_learner`
     n_epochs:int,         # in all, both phases together
-    lr_max=(2e-3, 1e-2),  # of the second phase, as for `lrs_by_group`; the head's also of the first
+    lr_max:object=(2e-3, 1e-2), # as for `lrs_by_group`; the first phase has the head's
     n_frozen:int=None,    # epochs that train the head alone; a tenth, at least one, if None
-)->Learner:               # the same learner, trained
-    "Train the head, then every stage; raises `ValueError` unless 0 <= `n_frozen` <= `n_epochs`, 1 <= `n_epochs`"
+)->Learner:               # the same learner, trained; `learn.recipe` says how
+    """Train the head, then every stage
+
+    Raises `ValueError` unless `n_epochs` is 1 or more and `n_frozen` is from 0 to `n_epochs`."""
     if n_frozen is None: n_frozen = min(max(1, round(n_epochs / 10)), n_epochs - 1)
     if n_epochs < 1 or not 0 <= n_frozen <= n_epochs:
-        raise ValueError(f'fine_tune: 1 or more epochs, 0 to all of them frozen, are needed; got n_epochs={n_epochs}, n_frozen={n_frozen}')
+        raise ValueError('fine_tune: 1 or more epochs, from 0 to all of them frozen, are needed; '
+                         f'got n_epochs={n_epochs}, n_frozen={n_frozen}')
     lrs = lrs_by_group(lr_max, len(stages(learn.model)))
+    learn.recipe = dict(task=learn.dls.task.name, source=learn.receipt.source, n_epochs=n_epochs,
+                        n_frozen=n_frozen, lr_max=lrs, bs=learn.dls.bs, wd=learn.wd)
     if n_frozen:
         freeze(learn)
         learn.fit_one_cycle(n_frozen, lrs[-1])
@@ -143,14 +154,17 @@ def fine_tune(
 # %% ../nbs/04_finetuning.ipynb #plot-lrs
 def plot_group_lrs(
     learn:Learner, # of `transfer_learner`, trained
-    ax=None,       # matplotlib axes; new if None
-):                 # the axes
-    "Plot the learning rate that each group had at each step; raises `RuntimeError` if there were none"
+    ax:Axes=None,  # matplotlib axes; new if None
+)->Axes:           # the axes
+    "Plot each group's learning rate at each step; raises `RuntimeError` if there were none"
     lrs = learn.group_lrs.table()
-    if not len(lrs): raise RuntimeError('plot_group_lrs: a trained learner is needed; this one took no step: fit it')
+    if not len(lrs):
+        raise RuntimeError('plot_group_lrs: a trained learner is needed; this one is not: fit it')
     ax = ax or plt.subplots(layout='constrained')[1]
-    for i, (stage, style) in enumerate(zip(stages(learn.model), ['-', '--', '-.', ':'] * len(lrs[0]))):
-        ax.plot(lrs[:, i], style, label=stage.name, lw=2 if stage.name == 'head' else 1.3)
-    ax.set(xlabel='step', ylabel='learning rate', title=f'learning rate of {lrs.shape[1]} groups over {len(lrs)} steps')
+    for i, stage in enumerate(stages(learn.model)):
+        style, width = ['-', '--', '-.', ':'][i % 4], 2 if stage.name == 'head' else 1.3
+        ax.plot(lrs[:, i], style, label=stage.name, lw=width)
+    n_steps, n_groups = lrs.shape
+    ax.set(xlabel='step', ylabel='learning rate', title=f'{n_groups} groups over {n_steps} steps')
     ax.legend()
     return ax

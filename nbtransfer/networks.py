@@ -54,16 +54,19 @@ def _conv_relu(n_in, n_out, pool):
 def article_cnn(
     n_classes:int, # outputs of the head
     n_in:int=3,    # channels of a picture
-)->nn.Sequential:  # `body`: `(b,n_in,h,w)` → `(b,512)`, h and w 26 or more; `head`: `(b,512)` → `(b,n_classes)`
+)->nn.Sequential:  # `body`: `(b,n_in,h,w)` → `(b,512)`, h, w ≥ 26; `head`: → `(b,n_classes)`
     "Build the article's CNN: Conv32, pool, Conv64, pool, Conv64, FC512, FC"
-    fc = nn.Sequential(OrderedDict(pool=nn.AdaptiveAvgPool2d(4), flat=nn.Flatten(), linear=nn.Linear(1024, 512), relu=nn.ReLU()))
-    body = nn.Sequential(OrderedDict(stage1=_conv_relu(n_in, 32, True), stage2=_conv_relu(32, 64, True),
+    fc = nn.Sequential(OrderedDict(pool=nn.AdaptiveAvgPool2d(4), flat=nn.Flatten(),
+                                   linear=nn.Linear(1024, 512), relu=nn.ReLU()))
+    body = nn.Sequential(OrderedDict(stage1=_conv_relu(n_in, 32, True),
+                                     stage2=_conv_relu(32, 64, True),
                                      stage3=_conv_relu(64, 64, False), stage4=fc))
     return _assemble('article_cnn', body, nn.Linear(512, n_classes), n_classes=n_classes, n_in=n_in)
 
 # %% ../nbs/01_networks.ipynb #resnet9
 def _conv_bn(n_in, n_out, pool=False):
-    layers = [('conv', nn.Conv2d(n_in, n_out, 3, padding=1, bias=False)), ('bn', nn.BatchNorm2d(n_out)), ('relu', nn.ReLU())]
+    layers = [('conv', nn.Conv2d(n_in, n_out, 3, padding=1, bias=False)),
+              ('bn', nn.BatchNorm2d(n_out)), ('relu', nn.ReLU())]
     return nn.Sequential(OrderedDict(layers + ([('pool', nn.MaxPool2d(2))] if pool else [])))
 
 class Residual(nn.Module):
@@ -81,18 +84,21 @@ def resnet9(
     n_classes:int, # outputs of the head
     width:int=16,  # channels of the stem; the last stage has 8 times as many
     n_in:int=3,    # channels of a picture
-)->nn.Sequential:  # `body`: `(b,n_in,h,w)` → `(b,8*width)`, h and w 8 or more; `head`: → `(b,n_classes)`
+)->nn.Sequential:  # `body`: `(b,n_in,h,w)` → `(b,8*width)`, h, w ≥ 8; `head`: → `(b,n_classes)`
     """Build a ResNet-9 with a body of four stages
 
     Source: Page 2018, How to Train Your ResNet, part 4 (myrtle.ai)."""
     w = width
     def stage(n_in, n_out, residual):
         layers = [('down', _conv_bn(n_in, n_out, pool=True))]
-        return nn.Sequential(OrderedDict(layers + ([('residual', Residual(n_out))] if residual else [])))
+        if residual: layers.append(('residual', Residual(n_out)))
+        return nn.Sequential(OrderedDict(layers))
     last = stage(4*w, 8*w, True)
     last.add_module('pool', nn.AdaptiveMaxPool2d(1)); last.add_module('flat', nn.Flatten())
-    body = nn.Sequential(OrderedDict(stem=_conv_bn(n_in, w), stage1=stage(w, 2*w, True), stage2=stage(2*w, 4*w, False), stage3=last))
-    return _assemble('resnet9', body, nn.Linear(8*w, n_classes), n_classes=n_classes, width=width, n_in=n_in)
+    body = nn.Sequential(OrderedDict(stem=_conv_bn(n_in, w), stage1=stage(w, 2*w, True),
+                                     stage2=stage(2*w, 4*w, False), stage3=last))
+    head = nn.Linear(8*w, n_classes)
+    return _assemble('resnet9', body, head, n_classes=n_classes, width=width, n_in=n_in)
 
 # %% ../nbs/01_networks.ipynb #from-libraries
 _OURS = dict(article_cnn=article_cnn, resnet9=resnet9)
@@ -104,30 +110,39 @@ def _from_timm(name, n_classes, **kwargs):
 def _from_torchvision(name, n_classes, **kwargs):
     body = torchvision.models.get_model(name, weights=None, **kwargs)
     linears = [n for n, m in body.named_modules() if isinstance(m, nn.Linear)]
-    if not linears: raise ValueError(f'create_network: torchvision/{name} has no linear classifier to replace; use its timm twin')
+    if not linears:
+        raise ValueError('create_network: a linear classifier to replace is needed; '
+                         f'torchvision/{name} has none: use its timm twin')
     head = body.get_submodule(linears[-1])
     body.set_submodule(linears[-1], nn.Identity())
     return body, nn.Linear(head.in_features, n_classes)
 
-def _libraries(): return {'timm': (timm.list_models(), _from_timm),
-                          'torchvision': (torchvision.models.list_models(module=torchvision.models), _from_torchvision)}
+def _libraries():
+    "Name of a library → its networks, and how to build one"
+    vision = torchvision.models
+    return {'timm': (timm.list_models(), _from_timm),
+            'torchvision': (vision.list_models(module=vision), _from_torchvision)}
 
 # %% ../nbs/01_networks.ipynb #create-network
 def create_network(
-    arch:str,      # `article_cnn`, `resnet9`, or a timm or torchvision name, plain or as `timm/…`, `torchvision/…`
+    arch:str,      # `article_cnn`, `resnet9`, or a timm or torchvision name, plain or as `timm/…`
     n_classes:int, # outputs of the head
-    **kwargs,      # of the architecture, such as `width` for `resnet9` or `img_size` for a timm transformer
-)->nn.Sequential:  # `body` (pictures → features `(b,d)`) and `head` (features → `(b,n_classes)`), random weights
+    **kwargs,      # of the architecture: `width` for `resnet9`, `img_size` for a timm transformer
+)->nn.Sequential:  # `body` (pictures → `(b,d)`) and `head` (→ `(b,n_classes)`), random weights
     "Build a network by name; raises `ValueError` for an unknown one, with the nearest names"
-    if n_classes < 1: raise ValueError(f'create_network: n_classes must be 1 or more; got {n_classes}')
+    if n_classes < 1:
+        raise ValueError(f'create_network: n_classes must be 1 or more; got {n_classes}')
     if arch in _OURS: return _OURS[arch](n_classes, **kwargs)
     library, _, plain = arch.rpartition('/')
     libraries = {k: v for k, v in _libraries().items() if library in ('', k)}
     for key, (names, build) in libraries.items():
-        if plain in names: return _assemble(f'{key}/{plain}', *build(plain, n_classes, **kwargs), n_classes=n_classes, **kwargs)
+        if plain in names:
+            body, head = build(plain, n_classes, **kwargs)
+            return _assemble(f'{key}/{plain}', body, head, n_classes=n_classes, **kwargs)
     known = [*_OURS, *(n for names, _ in libraries.values() for n in names)]
     near = get_close_matches(plain, known, 3) or list(_OURS)
-    raise ValueError(f'create_network: a network of nbtransfer, timm or torchvision is needed; got {arch!r}; nearest: {", ".join(near)}')
+    raise ValueError('create_network: a network of nbtransfer, timm or torchvision is needed; '
+                     f'got {arch!r}; nearest: {", ".join(near)}')
 
 # %% ../nbs/01_networks.ipynb #stage-helpers
 class Stage(NamedTuple):
@@ -143,7 +158,8 @@ def _deep(m): return any(_composite(c) for c in m.children())
 def _after_pools(name, seq):
     "The layers of a flat `nn.Sequential`, cut after each pooling layer"
     pools = (nn.MaxPool2d, nn.AvgPool2d)
-    if not isinstance(seq, nn.Sequential) or _deep(seq) or sum(isinstance(m, pools) for m in seq) < 2: return [(name, [seq])]
+    flat = isinstance(seq, nn.Sequential) and not _deep(seq)
+    if not flat or sum(isinstance(m, pools) for m in seq) < 2: return [(name, [seq])]
     parts = [[]]
     for m in seq:
         parts[-1].append(m)
@@ -159,7 +175,7 @@ def _walk(body, prefix=''):
 # %% ../nbs/01_networks.ipynb #stages
 def stages(
     model:nn.Module, # a network with `body` and `head`, or a sequence of the two
-)->list:             # of `Stage`, from input to output, the head last; each parameter in exactly one
+)->list:             # of `Stage`, from input to output, the head last; a parameter is in one
     "List the stages of a network"
     body, head = body_and_head(model)
     found, stem = [], ('stem', [])
@@ -172,16 +188,19 @@ def stages(
     params = [[p for m in modules for p in m.parameters()] for _, modules in found]
     held = {id(p) for ps in params for p in ps}
     params[0] = [p for p in body.parameters() if id(p) not in held] + params[0]
-    return [Stage(n, ms, ps) for (n, ms), ps in zip(found, params) if ps] + [Stage('head', [head], list(head.parameters()))]
+    of_body = [Stage(n, ms, ps) for (n, ms), ps in zip(found, params) if ps]
+    return [*of_body, Stage('head', [head], list(head.parameters()))]
 
 def body_and_head(
-    model:nn.Module, # a network with parts named `body` and `head`, or an `nn.Sequential` of two (as fastai makes)
+    model:nn.Module, # with parts named `body` and `head`, or an `nn.Sequential` of two, as fastai's
 )->tuple:            # the two modules
     "Give body and head of a network; raises `ValueError` if it has no such parts"
     if hasattr(model, 'body') and hasattr(model, 'head'): return model.body, model.head
     if isinstance(model, nn.Sequential) and len(model) == 2: return model[0], model[1]
-    raise ValueError(f'body_and_head: a network with parts `body` and `head`, or an nn.Sequential of two, is needed; got '
-                     f'{type(model).__name__} with {[n for n, _ in model.named_children()][:6]}; wrap it in nn.Sequential(body, head)')
+    parts = [n for n, _ in model.named_children()][:6]
+    raise ValueError('body_and_head: a network with parts `body` and `head`, or an nn.Sequential '
+                     f'of two, is needed; got {type(model).__name__} with {parts}; '
+                     'wrap it in nn.Sequential(body, head)')
 
 # %% ../nbs/01_networks.ipynb #layer-groups
 def layer_groups(
@@ -192,7 +211,7 @@ def layer_groups(
 
 def network_table(
     model:nn.Module, # a network with `body` and `head`
-)->pd.DataFrame:     # a row for each stage: `stage`, `layers` (tensors of weights), `parameters`, `share` in [0, 1]
+)->pd.DataFrame:     # a row a stage: `stage`, `tensors`, `parameters`, `share` in [0, 1]
     "Tabulate the stages of a network with their parameters"
     rows = [(s.name, len(s.params), sum(p.numel() for p in s.params)) for s in stages(model)]
     table = pd.DataFrame(rows, columns=['stage', 'tensors', 'parameters'])

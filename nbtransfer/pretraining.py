@@ -109,13 +109,13 @@ def pretrain(
 # %% ../nbs/02_pretraining.ipynb #plot-curves
 def plot_curves(
     learn:Learner, # that has been trained
-    axs=None,      # two matplotlib axes; a new figure if None
+    axs:list=None, # two matplotlib axes; a new figure if None
 )->list:           # the two axes
     "Plot losses and accuracy by epoch; raises `RuntimeError` if nothing was trained"
     rows = pd.DataFrame(learn.curves.rows)
     if not len(rows):
-        raise RuntimeError('plot_curves: a trained learner is needed; this one has no epochs: fit it')
-    axs = plt.subplots(1, 2, figsize=(9, 3.5), layout='constrained')[1] if axs is None else axs
+        raise RuntimeError('plot_curves: a trained learner is needed; this one has none: fit it')
+    if axs is None: axs = plt.subplots(1, 2, figsize=(9, 3.5), layout='constrained')[1]
     train, valid, acc = (rows[c].tolist() for c in ('train_loss', 'valid_loss', 'accuracy'))
     epochs = range(1, len(train) + 1)
     axs[0].plot(epochs, train, 'o--', label='train')

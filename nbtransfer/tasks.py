@@ -25,6 +25,7 @@ from fastai.torch_core import TensorCategory, TensorImage, default_device
 from fastai.vision.core import PILImage
 from fastcore.basics import patch
 from fastcore.parallel import parallel
+from fastprogress.fastprogress import printing
 from fasttransform import Transform
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 from sklearn.datasets import load_digits
@@ -36,7 +37,7 @@ def drop_twins(
     images:Tensor, # `(n,h,w,3)` uint8 pictures
     splits:dict,   # `train`, `valid` and `test`, each an int64 tensor of picture numbers
 )->dict:           # the same three, no picture of one being pixel for pixel a picture of another
-    """Drop from `train` what also stands in `valid` or `test`, and from `valid` what stands in `test`
+    """Drop from `train` what also stands in `valid` or `test`, from `valid` what stands in `test`
 
     Copies within one split stay."""
     seen, kept = set(), {}
@@ -55,16 +56,19 @@ def split_per_class(
 )->dict:           # `train` and each name in `fracs` → sorted int64 picture numbers
     """Split the pictures at random within each class, at least one of each class in every part
 
-    Raises `ValueError` if a class has too few pictures to give one to each part, or `fracs` leave none to `train`."""
+    Raises `ValueError` if a class has too few pictures to give one to each part, or if `fracs`
+    leave none to `train`."""
     if sum(fracs.values()) >= 1 or any(f <= 0 for f in fracs.values()):
-        raise ValueError(f'split_per_class: shares above 0 that sum to less than 1 are needed; got {fracs}')
+        raise ValueError('split_per_class: shares above 0 that sum to less than 1 are needed; '
+                         f'got {fracs}')
     idxs = torch.arange(len(labels)) if idxs is None else idxs
     rng, parts = torch.Generator().manual_seed(seed), {name: [] for name in ('train', *fracs)}
     for c in labels[idxs].unique():
         own = idxs[labels[idxs] == c]
         if len(own) <= len(fracs):
-            raise ValueError(f'split_per_class: class {int(c)} needs {len(fracs)+1} pictures or more, one for each of '
-                             f'{", ".join(parts)}; it has {len(own)}: add pictures or leave the class out')
+            raise ValueError(f'split_per_class: class {int(c)} needs {len(fracs)+1} pictures or '
+                             f'more, one for each of {", ".join(parts)}; it has {len(own)}: '
+                             'add pictures or leave the class out')
         own = own[torch.randperm(len(own), generator=rng)]
         sizes = [max(1, round(frac * len(own))) for frac in fracs.values()]
         cuts = own.split([*sizes, len(own) - sum(sizes)])
@@ -72,6 +76,8 @@ def split_per_class(
     return {name: torch.cat(p).sort().values for name, p in parts.items()}
 
 # %% ../nbs/00_tasks.ipynb #task
+_SPLITS = 'train', 'valid', 'test'
+
 class Task:
     "Images, labels, vocabulary and three splits that share no picture"
     def __init__(self,
@@ -84,7 +90,7 @@ class Task:
     ):
         "Check and keep; raises `ValueError` naming the rule that is broken"
         self.name, self.images, self.labels, self.vocab = name, images, labels, list(vocab)
-        self.splits = {s: torch.as_tensor(splits[s], dtype=torch.int64) for s in ('train', 'valid', 'test')}
+        self.splits = {s: torch.as_tensor(splits[s], dtype=torch.int64) for s in _SPLITS}
         self.mirror = mirror
         _check(self)
 
@@ -100,37 +106,45 @@ class Task:
 
     @cached_property
     def stats(self)->tuple: # mean and standard deviation, each a list of 3 floats in [0, 1]
-        "Mean and standard deviation of each channel over the training split, pixels scaled to [0, 1]"
+        "Mean and standard deviation of each channel over `train`, pixels scaled to [0, 1]"
         channels = self.images[self.splits['train']].reshape(-1, 3).to(torch.float64) / 255
         return channels.mean(0).tolist(), channels.std(0).clamp(min=1e-3).tolist()
 
     def counts(self)->pd.DataFrame: # one row a class, one column a split
         "Count the pictures of each class in each split"
-        n = {s: self.labels[i].bincount(minlength=self.n_classes).numpy() for s, i in self.splits.items()}
+        def count(idxs): return self.labels[idxs].bincount(minlength=self.n_classes).numpy()
+        n = {s: count(idxs) for s, idxs in self.splits.items()}
         return pd.DataFrame(n, index=pd.Index(self.vocab, name='class'))
 
     def __repr__(self):
         parts = ', '.join(f'{s} {len(i):,}' for s, i in self.splits.items())
-        return f'Task {self.name}: {self.n_classes} classes, {self.size_px}×{self.size_px} px, {parts}'
+        size = f'{self.size_px}×{self.size_px} px'
+        return f'Task {self.name}: {self.n_classes} classes, {size}, {parts}'
 
 # %% ../nbs/00_tasks.ipynb #check
 def _check(task):
     "Raise `ValueError` naming the rule that `task` breaks and what to do"
     def fail(what): raise ValueError(f'Task {task.name}: {what}')
-    images, labels, k = task.images, task.labels, len(task.vocab)
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] != 3 or images.shape[1] != images.shape[2]:
-        fail(f'images must be uint8 of shape (n, size, size, 3); got {images.dtype} {tuple(images.shape)}')
-    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-        fail(f'labels must be int64 of shape ({len(images)},); got {labels.dtype} {tuple(labels.shape)}')
-    if k < 2: fail(f'two classes or more are needed to tell apart; got {k}: {task.vocab}')
-    if len(set(task.vocab)) < k: fail(f'class names must differ; got {[n for n, c in Counter(task.vocab).items() if c > 1]} twice')
-    if len(labels) and not 0 <= labels.min() <= labels.max() < k: fail(f'labels must be 0..{k-1}; got {labels.min()}..{labels.max()}')
-    for split, idxs in task.splits.items():
-        missing = [task.vocab[c] for c in (labels[idxs].bincount(minlength=k) == 0).nonzero().flatten().tolist()]
-        if missing: fail(f'split {split} has no picture of {missing[:5]} ({len(missing)} of {k} classes); add some or split again')
+    images, labels, vocab, k = task.images, task.labels, task.vocab, len(task.vocab)
+    shape = tuple(images.shape)
+    if images.dtype != torch.uint8 or len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2]:
+        fail(f'images must be uint8 of shape (n, size, size, 3); got {images.dtype} {shape}')
+    if labels.dtype != torch.int64 or labels.shape != shape[:1]:
+        fail(f'labels must be int64, one a picture; got {labels.dtype} {tuple(labels.shape)}')
+    if k < 2: fail(f'two classes or more are needed to tell apart; got {k}: {vocab}')
+    twice = [name for name, n in Counter(vocab).items() if n > 1]
+    if twice: fail(f'class names must differ; got twice: {twice}')
+    if len(labels) and not 0 <= labels.min() <= labels.max() < k:
+        fail(f'labels must be 0..{k-1}; got {labels.min()}..{labels.max()}')
+    for split, n in task.counts().items():
+        missing = n.index[n == 0].tolist()
+        if missing:
+            fail(f'split {split} has no picture of {missing[:5]} ({len(missing)} of {k} classes); '
+                 'add some or split again')
     kept = drop_twins(images, task.splits)
     twins = {s: len(task.splits[s]) - len(kept[s]) for s in kept}
-    if any(twins.values()): fail(f'pictures stand in more than one split: {twins}; make the splits with `drop_twins`')
+    if any(twins.values()):
+        fail(f'pictures stand in more than one split: {twins}; make the splits with `drop_twins`')
 
 # %% ../nbs/00_tasks.ipynb #digits
 @lru_cache
@@ -139,20 +153,23 @@ def digits(
 )->Task:        # about 1,000 train, 300 valid and 500 test pictures at 32×32
     """Give the 1,797 handwritten digits of the UCI test set as a task, scaled from 8×8 to 32×32
 
-    Source: Alpaydin and Kaynak 1998, Optical Recognition of Handwritten Digits (CC BY 4.0), through scikit-learn."""
+    Source: Alpaydin and Kaynak 1998, Optical Recognition of Handwritten Digits (CC BY 4.0),
+    through scikit-learn."""
     raw = load_digits()
     small = (raw.images * (255 / 16)).round().astype(np.uint8)
-    big = np.stack([np.asarray(Image.fromarray(o).resize((32, 32), Image.Resampling.BILINEAR)) for o in small])
+    def enlarge(o): return Image.fromarray(o).resize((32, 32), Image.Resampling.BILINEAR)
+    big = np.stack([np.asarray(enlarge(o)) for o in small])
     labels = torch.from_numpy(raw.target).long()
     splits = split_per_class(labels, dict(test=500/1797, valid=297/1797), seed)
     images = torch.from_numpy(big)[..., None].repeat(1, 1, 1, 3)
     return Task('digits', images, labels, [str(c) for c in range(10)], drop_twins(images, splits))
 
 # %% ../nbs/00_tasks.ipynb #letters
-_FONTS = ('DejaVuSans DejaVuSans-Bold DejaVuSans-BoldOblique DejaVuSans-Oblique DejaVuSansMono DejaVuSansMono-Bold '
-          'DejaVuSansMono-BoldOblique DejaVuSansMono-Oblique DejaVuSerif DejaVuSerif-Bold DejaVuSerif-BoldItalic '
-          'DejaVuSerif-Italic STIXGeneral STIXGeneralBol STIXGeneralBolIta STIXGeneralItalic '
-          'cmb10 cmmi10 cmr10 cmss10 cmtt10').split()
+_FONTS = """DejaVuSans DejaVuSans-Bold DejaVuSans-BoldOblique DejaVuSans-Oblique
+    DejaVuSansMono DejaVuSansMono-Bold DejaVuSansMono-BoldOblique DejaVuSansMono-Oblique
+    DejaVuSerif DejaVuSerif-Bold DejaVuSerif-BoldItalic DejaVuSerif-Italic
+    STIXGeneral STIXGeneralBol STIXGeneralBolIta STIXGeneralItalic
+    cmb10 cmmi10 cmr10 cmss10 cmtt10""".split()
 
 def _letter(letter, rng):
     "Draw `letter` at 32×32; font, size, place, turn, blur, two colours and noise come from `rng`"
@@ -179,7 +196,8 @@ def letters(
     """Render the letters a to z from the fonts that matplotlib ships, as a source task
 
     Raises `ValueError` if `n` leaves a letter fewer than three pictures."""
-    if n < 3 * 26: raise ValueError(f'letters: n must be 78 or more, three pictures for each letter; got {n}')
+    if n < 3 * 26:
+        raise ValueError(f'letters: n must be 78 or more, three for each letter; got {n}')
     rng, vocab = Random(seed), list('abcdefghijklmnopqrstuvwxyz')
     labels = torch.arange(n) % 26
     images = torch.from_numpy(np.stack([_letter(vocab[c], rng) for c in labels.tolist()]))
@@ -193,7 +211,7 @@ class TaskSplit:
     def __init__(self,
         task:Task,  # the task it belongs to
         split:str,  # `train`, `valid` or `test`
-        images:Tensor=None, # `(n,size_px,size_px,3)` uint8 pictures without labels, instead of the split's own
+        images:Tensor=None, # `(n,size_px,size_px,3)` uint8 without labels, instead of its own
     ):
         "Keep the task; only `train` is augmented (`split_idx` 0)"
         self.task, self.split, self.split_idx = task, split, int(split != 'train')
@@ -206,11 +224,12 @@ class TaskSplit:
 
     def batch(self,
         positions:list, # positions within the split
-    )->tuple:           # images `(b,3,h,w)` uint8 in channels-last memory, labels `(b,)` int64 if there are any
+    )->tuple:           # images `(b,3,h,w)` uint8, channels-last; labels `(b,)` int64 if any
         "Give a batch by one indexing of the tensors"
         idxs = self.idxs[positions]
         x = TensorImage(self.images[idxs].permute(0, 3, 1, 2))
-        return (x,) if self.labels is None else (x, TensorCategory(self.labels[idxs], vocab=self.vocab))
+        if self.labels is None: return (x,)
+        return x, TensorCategory(self.labels[idxs], vocab=self.vocab)
 
     def decode(self,
         o:tuple,        # an image, or an image and a class number
@@ -226,7 +245,7 @@ class TaskDL(TfmdDL):
     def create_batch(self, b): return self.dataset.batch(b)
 
     def new(self, dataset=None, cls=None, **kwargs):
-        "Make a loader like this one; pictures that are no `TaskSplit` (paths, PIL images) are read and scaled first"
+        "Make a loader like this one; paths and PIL images are read and scaled first"
         if dataset is not None and not isinstance(dataset, TaskSplit):
             old = self.dataset
             dataset = TaskSplit(old.task, 'test', _read_all(dataset, old.task.size_px))
@@ -234,7 +253,7 @@ class TaskDL(TfmdDL):
 
 # %% ../nbs/00_tasks.ipynb #read-all
 def _read_all(items, size_px):
-    "Pictures as one `(n,size_px,size_px,3)` uint8 tensor; an item is a path, an array, a PIL image or a `TensorImage`"
+    "`(n,size_px,size_px,3)` uint8; an item is a path, an array, a PIL image or a `TensorImage`"
     images = [ImageOps.fit(PILImage.create(o).convert('RGB'), (size_px, size_px)) for o in items]
     return torch.from_numpy(np.stack([np.asarray(o) for o in images]))
 
@@ -246,7 +265,8 @@ def affine_matrix(
 )->Tensor:           # `(b,2,3)` for `torch.nn.functional.affine_grid`
     "Compose turning, shifting and mirroring into one affine map per picture"
     cos, sin = turn_rad.cos(), turn_rad.sin()
-    rows = [torch.stack([mirror * cos, -sin, 2 * shift[:, 0]], 1), torch.stack([mirror * sin, cos, 2 * shift[:, 1]], 1)]
+    x, y = (2 * shift).unbind(1)
+    rows = [torch.stack([mirror * cos, -sin, x], 1), torch.stack([mirror * sin, cos, y], 1)]
     return torch.stack(rows, 1)
 
 # %% ../nbs/00_tasks.ipynb #affine-augment
@@ -265,16 +285,18 @@ class AffineAugment(Transform):
     def encodes(self, x:TensorImage):
         u = torch.rand(len(x), 4, device=x.device) * 2 - 1
         side = torch.where(u[:, 3] < 0, -1., 1.) if self.mirror else torch.ones_like(u[:, 3])
-        mat = affine_matrix(u[:, 0] * (self.max_deg * torch.pi / 180), u[:, 1:3] * self.max_shift, side)
-        grid = affine_grid(mat.to(x.dtype), list(x.shape), align_corners=False)
-        return TensorImage(grid_sample(x.as_subclass(Tensor).contiguous(), grid, padding_mode='reflection', align_corners=False))
+        turn_rad = u[:, 0] * (self.max_deg * torch.pi / 180)
+        mat = affine_matrix(turn_rad, u[:, 1:3] * self.max_shift, side).to(x.dtype)
+        grid = affine_grid(mat, list(x.shape), align_corners=False)
+        x = x.as_subclass(Tensor).contiguous()   # grid_sample is slow on channels-last memory
+        return TensorImage(grid_sample(x, grid, padding_mode='reflection', align_corners=False))
 
 # %% ../nbs/00_tasks.ipynb #task-dls
 @patch
 def dls(self:Task,
     bs:int=128,        # pictures in a training batch; at most the training split
     augment:bool=True, # the article's augmentation; or a list of fastai batch transforms
-    stats:tuple=None,  # mean and standard deviation, each a list of 3 floats; the task's own if None
+    stats:tuple=None,  # mean and standard deviation, lists of 3 floats; the task's own if None
     seed:int=0,        # of the shuffling
     device=None,       # a torch device; fastai's `default_device()` if None
 )->DataLoaders:        # of `train`, `valid` and `test`
@@ -287,10 +309,12 @@ def dls(self:Task,
     tfms = [IntToFloatTensor(), *(augment or []), Normalize.from_stats(mean, std, cuda=False)]
     device = device or default_device()
     n_train = len(self.splits['train'])
-    made = [TaskDL(TaskSplit(self, s), bs=min(bs, n_train) if s == 'train' else 512, shuffle=s == 'train',
-                   drop_last=s == 'train', after_batch=tfms, num_workers=0, device=device) for s in self.splits]
-    made[0].rng = Random(seed)
-    return DataLoaders(*made, device=device)
+    def loader(split, bs, **kwargs):
+        return TaskDL(TaskSplit(self, split), bs, after_batch=tfms, num_workers=0, device=device,
+                      **kwargs)
+    train = loader('train', min(bs, n_train), shuffle=True, drop_last=True)
+    train.rng = Random(seed)
+    return DataLoaders(train, loader('valid', 512), loader('test', 512), device=device)
 
 # %% ../nbs/00_tasks.ipynb #subset
 @patch
@@ -304,7 +328,8 @@ def subset(self:Task,
     n = self.counts()['train']
     if per_class < 1: raise ValueError(f'Task.subset: per_class must be 1 or more; got {per_class}')
     if n.min() < per_class:
-        raise ValueError(f'Task.subset: {per_class} per class asked for; class {n.idxmin()} has {n.min()} training pictures: ask for {n.min()} or fewer')
+        raise ValueError(f'Task.subset: {per_class} per class asked for; class {n.idxmin()} has '
+                         f'{n.min()} training pictures: ask for {n.min()} or fewer')
     idxs = self.splits['train']
     idxs = idxs[torch.randperm(len(idxs), generator=torch.Generator().manual_seed(seed))]
     own = [idxs[self.labels[idxs] == c][:per_class] for c in range(self.n_classes)]
@@ -312,14 +337,21 @@ def subset(self:Task,
                 {**self.splits, 'train': torch.cat(own).sort().values}, self.mirror)
 
 # %% ../nbs/00_tasks.ipynb #read-picture
+_KINDS = {'1': '1-channel', 'L': '1-channel', 'LA': '2-channel', 'RGBA': '4-channel',
+          'CMYK': '4-channel'}
+
 def _kind(im):
-    "Why `im` is not plain 8-bit RGB, or None"
-    if im.mode == 'RGB' or (im.mode == 'P' and 'transparency' not in im.info): return None
-    return {'1': '1-channel', 'L': '1-channel', 'RGBA': '4-channel', 'CMYK': '4-channel'}.get(im.mode, '16-bit' if im.mode.startswith('I') else im.mode)
+    "Why `im`, opened and not yet decoded, is not plain 8-bit RGB; None if it is"
+    if im.mode.startswith('I') or ';16' in str(im.tile): return '16-bit'
+    if 'transparency' in im.info: return '4-channel'
+    if im.mode in ('RGB', 'P'): return None
+    return _KINDS.get(im.mode, im.mode)
 
 def _to_rgb(im):
-    "Grey is repeated, transparency laid on white, 16 bits divided by 257"
-    if im.mode.startswith('I'): im = Image.fromarray((np.asarray(im, np.float32).clip(0, 65535) / 257).round().astype(np.uint8))
+    "Grey is repeated, transparency laid on white, 16 bits become 8"
+    if im.mode.startswith('I'):
+        grey = np.asarray(im, np.float32).clip(0, 65535) / 257
+        im = Image.fromarray(grey.round().astype(np.uint8))
     if im.mode in ('LA', 'RGBA') or 'transparency' in im.info:
         im = im.convert('RGBA')
         im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
@@ -330,13 +362,13 @@ def _read(path, size_px, convert):
     try:
         with Image.open(path) as im:
             if (kind := _kind(im)) and not convert: return kind
-            im = _to_rgb(ImageOps.exif_transpose(im))
-            return np.asarray(im if im.size == (size_px, size_px) else ImageOps.fit(im, (size_px, size_px)))
+            im, size = _to_rgb(ImageOps.exif_transpose(im)), (size_px, size_px)
+            return np.asarray(im if im.size == size else ImageOps.fit(im, size))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError): return 'unreadable'
 
 # %% ../nbs/00_tasks.ipynb #image-folder
 def image_folder(
-    path:Path,          # folder of class folders, or of `train`, `valid` (or `val`) and `test` folders of them
+    path:Path,          # of class folders, or of `train`, `valid`/`val`, `test` folders of them
     size_px:int=32,     # height and width in pixels that every picture is scaled and cropped to
     name:str=None,      # of the task; the folder's if None
     valid_frac:float=.1,# share of each class to validate on, where there is no `valid` folder
@@ -348,13 +380,17 @@ def image_folder(
 )->Task:                # class names are those of the folders that hold the pictures
     """Read a folder of pictures into memory as a task
 
-    Raises `ValueError` for a missing or empty folder, one class only, a class too small to split, files that
-    cannot be decoded, and pictures that are not 8-bit RGB (unless `convert`)."""
+    Raises `ValueError` for a missing or empty folder, one class only, a class too small to split,
+    files that cannot be decoded, and pictures that are not 8-bit RGB (unless `convert`)."""
     path = Path(path)
-    if not path.is_dir(): raise ValueError(f'image_folder: a folder is needed; there is none at {path}')
+    if size_px < 1: raise ValueError(f'image_folder: size_px must be 1 or more; got {size_px}')
+    if not path.is_dir(): raise ValueError(f'image_folder: a folder is needed; none at {path}')
     files = sorted(get_image_files(path))
-    if not files: raise ValueError(f'image_folder: no picture files in {path}; put them in one folder a class, as in {path.name}/dog/1.jpg')
-    read = parallel(_read, files, size_px=size_px, convert=convert, threadpool=True, n_workers=4, progress=len(files) > 2000)
+    if not files:
+        raise ValueError(f'image_folder: no picture files in {path}; put them in one folder a '
+                         f'class, as in {path.name}/dog/1.jpg')
+    read = parallel(_read, files, size_px=size_px, convert=convert, threadpool=True, n_workers=4,
+                    progress=len(files) > 2000 and printing())
     files, images = _report(path, files, list(read), skip_bad)
     vocab = sorted({f.parent.name for f in files})
     labels = torch.tensor([vocab.index(f.parent.name) for f in files])
@@ -362,48 +398,58 @@ def image_folder(
     images = torch.from_numpy(np.stack(images))
     kept = drop_twins(images, splits)
     if n := sum(len(splits[s]) - len(kept[s]) for s in splits):
-        warnings.warn(f'image_folder: left out {n} pictures that also stand, pixel for pixel, in a later split of {path.name}')
+        warnings.warn(f'image_folder: left out {n} pictures of {path.name} that also stand, pixel '
+                      'for pixel, in another split')
     return Task(name or path.name, images, labels, vocab, kept, mirror)
 
 # %% ../nbs/00_tasks.ipynb #folder-helpers
 def _report(path, files, read, skip_bad):
     "Files and arrays of what could be read; raise, naming files, for what could not"
-    bad = {k: [f for f, o in zip(files, read) if isinstance(o, str) and o == k] for k in sorted({o for o in read if isinstance(o, str)})}
-    for kind, fs in bad.items():
+    bad = {}
+    for file, o in zip(files, read):
+        if isinstance(o, str): bad.setdefault(o, []).append(file)
+    for kind, fs in sorted(bad.items()):
         names = ', '.join(str(f.relative_to(path)) for f in fs[:3]) + (', …' if len(fs) > 3 else '')
+        share = f'{len(fs)} of {len(files)}'
         if kind != 'unreadable':
-            raise ValueError(f'image_folder: 8-bit RGB pictures are needed; {len(fs)} of {len(files)} are {kind}: {names}; '
-                             'convert them, or pass convert=True')
+            raise ValueError(f'image_folder: 8-bit RGB pictures are needed; {share} are {kind}: '
+                             f'{names}; convert them, or pass convert=True')
         if not skip_bad:
-            raise ValueError(f'image_folder: {len(fs)} of {len(files)} files cannot be decoded: {names}; remove them, or pass skip_bad=True')
-        warnings.warn(f'image_folder: left out {len(fs)} of {len(files)} files that cannot be decoded: {names}')
+            raise ValueError(f'image_folder: {share} files cannot be decoded: {names}; remove '
+                             'them, or pass skip_bad=True')
+        warnings.warn(f'image_folder: left out {share} files that cannot be decoded: {names}')
     good = [i for i, o in enumerate(read) if not isinstance(o, str)]
-    if not good: raise ValueError(f'image_folder: none of the {len(files)} files in {path} can be decoded')
+    if not good: raise ValueError(f'image_folder: none of {len(files)} files can be decoded')
     return [files[i] for i in good], [read[i] for i in good]
 
 def _splits(path, files, vocab, labels, fracs, seed):
-    "Splits by folder where there are such folders, the missing ones cut from `train` within each class"
+    "Splits by folder where there are such; the missing ones are cut from `train` within each class"
     place = {'train': 'train', 'valid': 'valid', 'val': 'valid', 'test': 'test'}
     if not (path/'train').is_dir(): where = ['train'] * len(files)
     else: where = [place.get(f.relative_to(path).parts[0]) for f in files]
-    found = {s: torch.tensor([i for i, o in enumerate(where) if o == s], dtype=torch.int64) for s in ('train', 'valid', 'test')}
+    found = {s: torch.tensor([i for i, o in enumerate(where) if o == s]).long() for s in _SPLITS}
     missing = {s: frac for s, frac in fracs.items() if not len(found[s])}
-    small = [vocab[c] for c in labels[found['train']].unique().tolist() if (labels[found['train']] == c).sum() <= len(missing)]
-    if small: raise ValueError(f'image_folder: a class needs {len(missing)+1} training pictures or more to cut {" and ".join(missing)} from; too few of {small[:5]}')
+    n = labels[found['train']].bincount(minlength=len(vocab)).tolist()
+    small = [name for name, o in zip(vocab, n) if 0 < o <= len(missing)]
+    if small:
+        raise ValueError(f'image_folder: {len(missing)+1} or more training pictures a class are '
+                         f'needed to cut {" and ".join(missing)} from; too few of {small[:5]}')
     return {**found, **split_per_class(labels, missing, seed, found['train'])}
 
 # %% ../nbs/00_tasks.ipynb #cifar
 class DataMissing(RuntimeError):
     "Pictures that are not there and could not be fetched, or are not whole"
 
-def _cifar(name, url, n_classes, seed):
+def _cifar(name, url, seed):
     try: path = untar_data(url)
     except Exception as e:
-        raise DataMissing(f'{name}: its pictures are needed and could not be fetched from {url} ({type(e).__name__}: {e}); '
-                           'connect to the network and call again; an archive that is cut short has to be deleted first') from e
+        raise DataMissing(f'{name}: its pictures are needed and could not be fetched from {url} '
+                          f'({type(e).__name__}: {e}); connect to the network and call again; '
+                          'an archive that is cut short has to be deleted first') from e
     n = Counter(f.relative_to(path).parts[0] for f in get_image_files(path))
     if (n['train'], n['test']) != (50_000, 10_000):
-        raise DataMissing(f'{name}: 50,000 train and 10,000 test pictures are needed; {path} has {n["train"]} and {n["test"]}: delete that folder and call again')
+        raise DataMissing(f'{name}: 50,000 train and 10,000 test pictures are needed; {path} has '
+                          f'{n["train"]:,} and {n["test"]:,}: delete that folder and call again')
     return image_folder(path, 32, name, seed=seed)
 
 @lru_cache
@@ -415,18 +461,20 @@ def cifar10(
     Raises `DataMissing` if it is not there and cannot be fetched, or is not whole.
 
     Source: Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images."""
-    return _cifar('cifar10', URLs.CIFAR, 10, seed)
+    return _cifar('cifar10', URLs.CIFAR, seed)
 
 @lru_cache
 def cifar100(
     seed:int=0, # of the split between train and valid
 )->Task:        # about 45,000 train, 5,000 valid, 10,000 test
-    """Give CIFAR-100 as a task, through fastai's `untar_data`; training pictures that are also test pictures are left out
+    """Give CIFAR-100 as a task, through fastai's `untar_data`
+
+    Training pictures that are also test pictures are left out, with a warning.
 
     Raises `DataMissing` if it is not there and cannot be fetched, or is not whole.
 
     Source: Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images."""
-    return _cifar('cifar100', URLs.CIFAR_100, 100, seed)
+    return _cifar('cifar100', URLs.CIFAR_100, seed)
 
 # %% ../nbs/00_tasks.ipynb #task-named
 _TASKS = dict(digits=digits, letters=letters, cifar10=cifar10, cifar100=cifar100)
@@ -440,4 +488,5 @@ def task_named(
     Raises `ValueError` if there is neither."""
     if str(name) in _TASKS: return _TASKS[str(name)]()
     if Path(name).is_dir(): return image_folder(name, **kwargs)
-    raise ValueError(f'task_named: one of {", ".join(_TASKS)}, or a folder of pictures, is needed; got {name!r}, which is neither')
+    raise ValueError(f'task_named: one of {", ".join(_TASKS)}, or a folder of pictures, is needed; '
+                     f'got {name!r}, which is neither')

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from fastai.learner import Learner
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 from .networks import body_and_head, create_network
 
@@ -26,7 +26,7 @@ from .networks import body_and_head, create_network
 class TransferReceipt:
     "What happened to every tensor of a transfer"
     def __init__(self,
-        rows:list,     # of (name, part, status, why, source shape, target shape, numbers, is a parameter)
+        rows:list,     # a tuple for each tensor, in the order of the columns of `rows`
         source:str,    # what the source was
     ):
         "Keep the rows as the DataFrame `rows`"
@@ -37,7 +37,8 @@ class TransferReceipt:
     @property
     def share(self)->float: # in [0, 1]
         "Parameters copied into the target's body, as a share of that body's parameters"
-        body = self.rows[(self.rows.part == 'body') & self.rows.is_parameter & (self.rows.status != 'left behind')]
+        in_body = (self.rows.part == 'body') & self.rows.is_parameter
+        body = self.rows[in_body & (self.rows.status != 'left behind')]
         return float(body.numbers[body.status == 'copied'].sum() / max(1, body.numbers.sum()))
 
     def summary(self)->pd.DataFrame: # a row for each part and status: tensors and numbers
@@ -46,8 +47,10 @@ class TransferReceipt:
         return groups.agg(tensors=('tensor', 'size'), numbers=('numbers', 'sum')).reset_index()
 
     def __str__(self):
-        lines = [f'{r.part:5} {r.status:12} {r.tensors:4} tensors {r.numbers:12,} numbers' for r in self.summary().itertuples()]
-        return '\n'.join([f'Transfer from {self.source}: {self.share:.1%} of the body\'s parameters carried', *lines])
+        first = f"Transfer from {self.source}: {self.share:.1%} of the body's parameters carried"
+        lines = [f'{r.part:5} {r.status:12} {r.tensors:4} tensors {r.numbers:12,} numbers'
+                 for r in self.summary().itertuples()]
+        return '\n'.join([first, *lines])
 
     __repr__ = __str__
 
@@ -72,75 +75,89 @@ def _account(name, theirs, ours, head, params):
     elif a.shape != b.shape: status, why = 'initialised', 'another shape in the source'
     else: status, why = 'copied', 'same name and shape'
     shapes = [None if t is None else tuple(t.shape) for t in (a, b)]
-    return name, part, status, why, *shapes, (a if b is None else b).numel(), b is None or name in params
+    numbers, is_parameter = (a if b is None else b).numel(), b is None or name in params
+    return name, part, status, why, *shapes, numbers, is_parameter
 
 # %% ../nbs/03_weights.ipynb #transfer-weights
 def transfer_weights(
-    source,          # a Learner, a network, a state dict, a weights file, or the name of a shipped network
-    model:nn.Module, # the target; changed in place
+    source:object,   # a Learner, network, state dict, weights file, or name of a shipped network
+    model:nn.Module, # the target, with `body` and `head`; changed in place
     head:bool=False, # whether to carry the head too
     min_share:float=.5, # least share of the body's parameters to carry, in [0, 1]
 )->TransferReceipt:  # what happened to every tensor
     """Copy parameters and buffers with the same name and shape from `source` into `model`
 
-    Raises `TransferError`, and copies nothing, if less than `min_share` of the body would be carried;
-    `ValueError` if source and target are one network."""
+    Raises `TransferError`, and copies nothing, if less than `min_share` of the body would be
+    carried; `ValueError` if source and target are one network, or the target has no head;
+    `TypeError` for another kind of source."""
+    body_and_head(model)
     theirs, label = _state_of(source)
     ours, params = model.state_dict(), dict(model.named_parameters())
-    if any(a.data_ptr() == ours[n].data_ptr() and a.numel() for n, a in theirs.items() if n in ours):
-        raise ValueError('transfer_weights: two networks are needed; source and target are the same one')
+    shared = [n for n, a in theirs.items() if n in ours and a.data_ptr() == ours[n].data_ptr() != 0]
+    if shared:
+        raise ValueError('transfer_weights: two networks are needed; source and target are the '
+                         f'same one ({shared[0]} lies in the same memory): build another')
     names = [*ours, *(n for n in theirs if n not in ours)]
-    rows = [_account(n, theirs, ours, head, params) for n in names]
-    receipt = TransferReceipt(rows, label)
+    receipt = TransferReceipt([_account(n, theirs, ours, head, params) for n in names], label)
     if receipt.share < min_share:
-        raise TransferError(f'transfer_weights: {min_share:.0%} of the body has to be carried; only {receipt.share:.1%} '
-                            f'has the same name and shape. Target: {_some(ours)}. Source: {_some(theirs)}. '
+        raise TransferError(f'transfer_weights: {min_share:.0%} of the body has to be carried; '
+                            f'only {receipt.share:.1%} has the same name and shape. '
+                            f'Target: {_some(ours)}. Source: {_some(theirs)}. '
                             'Rename the tensors, choose another source, or lower min_share')
     with torch.no_grad():
         for n in receipt.rows.tensor[receipt.rows.status == 'copied']: ours[n].copy_(theirs[n])
     return receipt
 
-def _some(state): return ', '.join(f'{n} {tuple(t.shape)}' for n, t in list(state.items())[:2]) + ', …'
+def _some(state):
+    "The first two names and shapes"
+    return ', '.join(f'{n} {tuple(t.shape)}' for n, t in list(state.items())[:2]) + ', …'
 
 # %% ../nbs/03_weights.ipynb #state-of
 def _state_of(source):
     "The tensors of a source and a few words that name it"
     if isinstance(source, Learner): source = source.model
-    if isinstance(source, nn.Module): return source.state_dict(), getattr(source, 'arch', {}).get('name', type(source).__name__)
+    if isinstance(source, nn.Module):
+        return source.state_dict(), getattr(source, 'arch', {}).get('name', type(source).__name__)
     if isinstance(source, Mapping): return dict(source), 'a state dict'
     if isinstance(source, (str, Path)): return _read_file(weights_path(source))[0], str(source)
-    raise TypeError('transfer_weights: a Learner, a network, a state dict, a weights file or a shipped name is needed; '
-                    f'got {type(source).__name__}')
+    raise TypeError('transfer_weights: a Learner, a network, a state dict, a weights file or a '
+                    f'shipped name is needed; got {type(source).__name__}')
 
 # %% ../nbs/03_weights.ipynb #save-weights
 def save_weights(
     learn:Learner,     # whose network was made by `create_network`
     path:Path,         # of the file, ending in `.safetensors`
     half:bool=False,   # whether to store 16-bit floats: half the size, 3 digits
-    **card,            # more facts for the card, such as `metrics`, `licence` or `command`
+    **facts,           # more for the card, such as `metrics`, `licence` or `command`
 )->Path:               # of the file
     """Save a learner's network with a card that says how to build and feed it
 
     Raises `ValueError` for another file name, or a network that does not say how to build it."""
     path, model, task = Path(path), learn.model, learn.dls.task
-    if path.suffix != '.safetensors': raise ValueError(f'save_weights: a name ending in .safetensors is needed; got {path.name}')
+    if path.suffix != '.safetensors':
+        raise ValueError(f'save_weights: a name ending in .safetensors is needed; got {path.name}')
     if not hasattr(model, 'arch'):
-        raise ValueError('save_weights: a network made by create_network is needed, it knows how to build itself again; '
-                         f'got {type(model).__name__}')
+        raise ValueError('save_weights: a network made by create_network is needed, it can be '
+                         f'built again; got {type(model).__name__}')
     norm = learn.dls.train.after_batch.normalize
     state = {n: t.detach().cpu().contiguous() for n, t in model.state_dict().items()}
     if half: state = {n: t.half() if t.is_floating_point() else t for n, t in state.items()}
-    card = dict(nbtransfer=nbtransfer.__version__, arch=model.arch, vocab=task.vocab, size_px=task.size_px,
+    versions = dict(nbtransfer=nbtransfer.__version__, python=platform.python_version(),
+                    torch=torch.__version__, fastai=fastai.__version__)
+    card = dict(arch=model.arch, vocab=task.vocab, size_px=task.size_px,
                 mean=norm.mean.flatten().tolist(), std=norm.std.flatten().tolist(),
-                recipe=getattr(learn, 'recipe', None), sha256=_digest(state), **card,
-                versions=dict(python=platform.python_version(), torch=torch.__version__, fastai=fastai.__version__))
+                recipe=getattr(learn, 'recipe', None), sha256=_digest(state), versions=versions)
+    _write(path, save(state, metadata=dict(card=json.dumps({**card, **facts}))))
+    return path
+
+def _write(path, data):
+    "Write bytes beside the final name, then rename"
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'.{path.name}.{os.getpid()}')
     try:
-        save_file(state, part, metadata=dict(card=json.dumps(card)))
+        part.write_bytes(data)
         part.replace(path)
     finally: part.unlink(missing_ok=True)
-    return path
 
 def _digest(state):
     "sha256 over names, types, shapes and numbers of a state dict"
@@ -158,22 +175,28 @@ def _read_file(path):
             card = json.loads((f.metadata() or {}).get('card', '{}'))
             state = {n: f.get_tensor(n) for n in f.keys()}
     except (SafetensorError, OSError, ValueError) as e:
-        raise ValueError(f'load_weights: a safetensors file is needed; {path} is not one or is cut short ({e})') from e
+        raise ValueError(f'load_weights: a safetensors file is needed; {path} is not one or is cut '
+                         f'short ({e}): fetch it again') from e
     if card.get('sha256', _digest(state)) != _digest(state):
-        raise ValueError(f'load_weights: the tensors in {path} are not those its card was written for; fetch the file again')
+        raise ValueError(f'load_weights: the tensors in {path} are not those its card was written '
+                         'for; fetch the file again')
     return state, card
 
 def load_weights(
-    path,            # of a file that `save_weights` wrote, or the name of a shipped network
+    path:Path,       # of a file that `save_weights` wrote, or the name of a shipped network
 )->nn.Sequential:    # the network in evaluation mode, 32-bit floats; `card` holds the card
-    "Build the network that a weights file describes; raises `ValueError` if the file is not whole or has no card"
+    """Build the network that a weights file describes
+
+    Raises `ValueError` if the file is not whole or has no card."""
     path = weights_path(path)
     state, card = _read_file(path)
     if 'arch' not in card:
-        raise ValueError(f'load_weights: {path} has no card that says which network it is; build one and use transfer_weights')
+        raise ValueError(f'load_weights: a card that names the network is needed; {path} has none: '
+                         'build the network and use transfer_weights')
     model = create_network(card['arch']['name'], **card['arch']['kwargs'])
     try: model.load_state_dict(state)
-    except RuntimeError as e: raise ValueError(f'load_weights: the tensors in {path} do not fit its card: {e}') from e
+    except RuntimeError as e:
+        raise ValueError(f'load_weights: the tensors in {path} do not fit its card: {e}') from e
     model.card = card
     return model.eval()
 
@@ -181,13 +204,14 @@ def load_weights(
 _SHIPPED = Path(nbtransfer.__file__).parent/'weights'
 
 def weights_path(
-    name,  # path of a weights file, or the name of a shipped network
-)->Path:   # of the file
+    name:str, # path of a weights file, or the name of a shipped network
+)->Path:      # of the file
     "Find a weights file; raises `ValueError` naming the shipped networks if there is none"
     shipped = _SHIPPED/f'{name}.safetensors'
     if shipped.is_file(): return shipped
     if Path(name).is_file(): return Path(name)
-    raise ValueError(f'weights_path: a weights file or one of {shipped_names()} is needed; got {str(name)!r}, which is neither')
+    raise ValueError(f'weights_path: a weights file or one of {shipped_names()} is needed; '
+                     f'got {str(name)!r}, which is neither')
 
 def shipped_names()->list: # of names
     "List the networks that come with the library"
@@ -197,5 +221,6 @@ def pretrained(
     name:str,     # such as `resnet9-letters`; see `shipped_names`
 )->nn.Sequential: # the network in evaluation mode, with its `card`
     "Load a network that comes with the library; raises `ValueError` for an unknown name"
-    if name not in shipped_names(): raise ValueError(f'pretrained: one of {shipped_names()} is needed; got {name!r}')
+    if name not in shipped_names():
+        raise ValueError(f'pretrained: one of {shipped_names()} is needed; got {name!r}')
     return load_weights(name)
