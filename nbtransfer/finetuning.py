@@ -19,19 +19,17 @@ from fastai.torch_core import set_seed
 from matplotlib.axes import Axes
 from torch import nn
 from .networks import create_network, stages
-from .pretraining import task_learner
+from .pretraining import normalization, task_learner
 from .tasks import Task
 from .weights import load_weights, transfer_weights
 
 # %% ../nbs/04_finetuning.ipynb #transfer-learner
 def _source_facts(source):
-    "Network arguments and normalisation of a source, None where it does not say"
+    "Architecture and normalisation of a source, None where it does not say"
     if isinstance(source, Learner):
-        norm = source.dls.train.after_batch.normalize
-        stats = norm.mean.flatten().tolist(), norm.std.flatten().tolist()
-        return getattr(source.model, 'arch', None), stats
-    card = getattr(source, 'card', None) or {}
-    return getattr(source, 'arch', None), (card['mean'], card['std']) if 'mean' in card else None
+        return getattr(source.model, 'arch', None), normalization(source)
+    card = getattr(source, 'card', {})
+    return getattr(source, 'arch', None), (card['mean'], card['std']) if card.get('mean') else None
 
 def transfer_learner(
     task:Task,         # the target

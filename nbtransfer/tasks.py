@@ -32,6 +32,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
+# %% ../nbs/00_tasks.ipynb #splits-names
+_SPLITS = 'train', 'valid', 'test'
+
 # %% ../nbs/00_tasks.ipynb #drop-twins
 def drop_twins(
     images:Tensor, # `(n,h,w,3)` uint8 pictures
@@ -76,8 +79,6 @@ def split_per_class(
     return {name: torch.cat(p).sort().values for name, p in parts.items()}
 
 # %% ../nbs/00_tasks.ipynb #task
-_SPLITS = 'train', 'valid', 'test'
-
 class Task:
     "Images, labels, vocabulary and three splits that share no picture"
     def __init__(self,
@@ -94,15 +95,8 @@ class Task:
         self.mirror = mirror
         _check(self)
 
-    @property
-    def n_classes(self)->int: # number of classes
-        "The number of classes"
-        return len(self.vocab)
-
-    @property
-    def size_px(self)->int: # pixels
-        "Height, and width, of every picture in pixels"
-        return self.images.shape[1]
+    n_classes = property(lambda self: len(self.vocab), doc="The number of classes")
+    size_px = property(lambda self: self.images.shape[1], doc="Height and width in pixels")
 
     @cached_property
     def stats(self)->tuple: # mean and standard deviation, each a list of 3 floats in [0, 1]

@@ -9,7 +9,7 @@ __all__ = ['TransferReceipt', 'TransferError', 'transfer_weights', 'save_weights
            'shipped_names', 'pretrained']
 
 # %% ../nbs/03_weights.ipynb #imports
-import hashlib, html, json, os, platform, tempfile
+import hashlib, html, json, os, platform
 from collections.abc import Mapping
 from pathlib import Path
 import fastai
@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 from .networks import body_and_head, create_network
+from .pretraining import normalization
 
 # %% ../nbs/03_weights.ipynb #receipt
 class TransferReceipt:
@@ -139,17 +140,17 @@ def save_weights(
     if not hasattr(model, 'arch'):
         raise ValueError('save_weights: a network made by create_network is needed, it can be '
                          f'built again; got {type(model).__name__}')
-    norm = learn.dls.train.after_batch.normalize
+    mean, std = normalization(learn) or (None, None)
     state = {n: t.detach().cpu().contiguous() for n, t in model.state_dict().items()}
     if half: state = {n: t.half() if t.is_floating_point() else t for n, t in state.items()}
     versions = dict(nbtransfer=nbtransfer.__version__, python=platform.python_version(),
                     torch=torch.__version__, fastai=fastai.__version__)
-    card = dict(arch=model.arch, vocab=task.vocab, size_px=task.size_px,
-                mean=norm.mean.flatten().tolist(), std=norm.std.flatten().tolist(),
+    card = dict(arch=model.arch, vocab=task.vocab, size_px=task.size_px, mean=mean, std=std,
                 recipe=getattr(learn, 'recipe', None), sha256=_digest(state), versions=versions)
     _write(path, save(state, metadata=dict(card=json.dumps({**card, **facts}))))
     return path
 
+# %% ../nbs/03_weights.ipynb #write-file
 def _write(path, data):
     "Write bytes beside the final name, then rename"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -44,6 +44,7 @@ def test_no_name_is_exported_twice():
 @pytest.mark.parametrize('module', MODULES, ids=lambda o: o.stem)
 def test_module_imports_only_earlier_ones(module):
     own = {o.removeprefix('nbtransfer.').split('.')[0] for o in imported_modules(parse_file(module)) if o.startswith('nbtransfer.')}
+    if module.stem == 'cli': own -= {'all'}  # it gathers the chapters before cli
     late = {o for o in own if module_numbers.get(o, 99) >= module_numbers[module.stem]}
     assert not late, f'{module.name} imports {late}, which does not come before it'
 
