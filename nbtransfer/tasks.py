@@ -95,8 +95,15 @@ class Task:
         self.mirror = mirror
         _check(self)
 
-    n_classes = property(lambda self: len(self.vocab), doc="The number of classes")
-    size_px = property(lambda self: self.images.shape[1], doc="Height and width in pixels")
+    @property
+    def n_classes(self)->int: # number of classes
+        "The number of classes"
+        return len(self.vocab)
+
+    @property
+    def size_px(self)->int: # pixels
+        "Height, and width, of every picture in pixels"
+        return self.images.shape[1]
 
     @cached_property
     def stats(self)->tuple: # mean and standard deviation, each a list of 3 floats in [0, 1]
@@ -104,16 +111,18 @@ class Task:
         channels = self.images[self.splits['train']].reshape(-1, 3).to(torch.float64) / 255
         return channels.mean(0).tolist(), channels.std(0).clamp(min=1e-3).tolist()
 
-    def counts(self)->pd.DataFrame: # one row a class, one column a split
-        "Count the pictures of each class in each split"
-        def count(idxs): return self.labels[idxs].bincount(minlength=self.n_classes).numpy()
-        n = {s: count(idxs) for s, idxs in self.splits.items()}
-        return pd.DataFrame(n, index=pd.Index(self.vocab, name='class'))
-
     def __repr__(self):
         parts = ', '.join(f'{s} {len(i):,}' for s, i in self.splits.items())
         size = f'{self.size_px}×{self.size_px} px'
         return f'Task {self.name}: {self.n_classes} classes, {size}, {parts}'
+
+# %% ../nbs/00_tasks.ipynb #counts
+@patch
+def counts(self:Task)->pd.DataFrame: # one row a class, one column a split
+    "Count the pictures of each class in each split"
+    def count(idxs): return self.labels[idxs].bincount(minlength=self.n_classes).numpy()
+    n = {s: count(idxs) for s, idxs in self.splits.items()}
+    return pd.DataFrame(n, index=pd.Index(self.vocab, name='class'))
 
 # %% ../nbs/00_tasks.ipynb #check
 def _check(task):

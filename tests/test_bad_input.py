@@ -118,7 +118,10 @@ def write_pictures(folder, **counts):
         for i in range(1, n + 1): noise(f'{folder} {name} {i}').save(folder/name/f'{i}.png')
     return folder
 
-def noise(seed): return Image.fromarray(np.random.default_rng(list(seed.encode())).integers(0, 256, (32, 32, 3), np.uint8))
+def noise(name):
+    "A picture of noise that is another for every name"
+    rng = np.random.default_rng(list(name.encode()))
+    return Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8))
 
 def write_splits(folder, **splits):
     for split, counts in splits.items(): write_pictures(folder/split, **counts)
@@ -185,9 +188,12 @@ def encoded(kind):
     noise('any').save(out, kind)
     return out.getvalue()
 
+def file_name(o): return o if isinstance(o, str) and '.' in o else ''
+
 unreadable = pytest.mark.parametrize('name, data', [
-    ('text.png', b'not a picture'), ('empty.jpg', b''), ('short.png', encoded('png')[:1000]), ('short.jpg', encoded('jpeg')[:-50]),
-    ('header.png', encoded('png')[:30]), ('header.jpg', encoded('jpeg')[:30])], ids=lambda o: o if isinstance(o, str) else '')
+    ('text.png', b'not a picture'), ('empty.jpg', b''), ('short.png', encoded('png')[:1000]),
+    ('short.jpg', encoded('jpeg')[:-50]), ('header.png', encoded('png')[:30]), ('header.jpg', encoded('jpeg')[:30])],
+    ids=file_name)
 
 @unreadable
 def test_unreadable_picture_is_named_and_counted(name, data, folder):
@@ -196,12 +202,12 @@ def test_unreadable_picture_is_named_and_counted(name, data, folder):
 
 @unreadable
 def test_unreadable_picture_is_skipped_when_asked(name, data, folder, recwarn):
-    whole = image_folder(folder, skip_bad=True)
+    without = image_folder(folder, skip_bad=True)
     assert not recwarn.list
     (folder/'dog'/name).write_bytes(data)
     with pytest.warns(UserWarning, match=re.escape(f'left out 1 of 13 files that cannot be decoded: dog/{name}')):
         task = image_folder(folder, skip_bad=True)
-    assert torch.equal(task.images, whole.images) and torch.equal(task.labels, whole.labels)
+    assert torch.equal(task.images, without.images) and torch.equal(task.labels, without.labels)
 
 def test_many_unreadable_pictures_are_counted(folder):
     for i in range(5): (folder/'cat'/f'bad{i}.png').write_bytes(b'')
@@ -221,9 +227,10 @@ def halves(left, right):
 
 def png16(pixels):
     "A 16-bit PNG, which PIL cannot write in colour"
-    def chunk(kind, data): return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+    def number(n): return struct.pack('>I', n)
+    def chunk(kind, data): return number(len(data)) + kind + data + number(zlib.crc32(kind + data))
     h, w, n = pixels.shape
-    head = struct.pack('>IIBBBBB', w, h, 16, {1: 0, 2: 4, 3: 2, 4: 6}[n], 0, 0, 0)
+    head = number(w) + number(h) + bytes([16, {1: 0, 2: 4, 3: 2, 4: 6}[n], 0, 0, 0])
     rows = b''.join(b'\0' + row.astype('>u2').tobytes() for row in pixels)
     return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', head) + chunk(b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b'')
 
@@ -242,14 +249,14 @@ other_kinds = pytest.mark.parametrize('kind, name, data, left, right', [
     ('1-channel', 'grey.png', eight_bit('L', 'png', [7], [200]), grey(7), grey(200)),
     ('1-channel', 'grey.jpg', eight_bit('L', 'jpeg', [7], [200]), grey(7), grey(200)),
     ('2-channel', 'grey-alpha.png', eight_bit('LA', 'png', [100, 255], [100, 0]), grey(100), white),
-    ('4-channel', 'alpha.png', eight_bit('RGBA', 'png', [10, 20, 30, 255], [10, 20, 30, 51]), (10, 20, 30), (206, 208, 210)),
+    ('4-channel', 'alpha.png', eight_bit('RGBA', 'png', [1, 2, 3, 255], [0, 0, 255, 51]), (1, 2, 3), (204, 204, 255)),
     ('4-channel', 'palette.png', eight_bit('P', 'png', [9], [90], transparency=b'\xff\0'), white, grey(90)),
     ('4-channel', 'cmyk.jpg', eight_bit('CMYK', 'jpeg', [0, 255, 255, 0], [0, 0, 0, 255]), (255, 0, 0), grey(0)),
     ('16-bit', 'grey16.png', deep([7], [200]), grey(7), grey(200)),
     ('16-bit', 'grey-alpha16.png', deep([100, 255], [100, 0]), grey(100), white),
     ('16-bit', 'rgb16.png', deep([7, 130, 200], [1, 2, 3]), (7, 130, 200), (1, 2, 3)),
     ('16-bit', 'alpha16.png', deep([10, 20, 30, 255], [10, 20, 30, 0]), (10, 20, 30), white)],
-    ids=lambda o: o if isinstance(o, str) and '.' in o else '')
+    ids=file_name)
 
 @other_kinds
 def test_other_kind_of_picture_is_named(kind, name, data, left, right, folder):
@@ -277,14 +284,16 @@ def tensors(): return {n: t.contiguous() for n, t in resnet9(3, width=2).state_d
 
 def with_card(card): return save(tensors(), metadata=dict(card=card if isinstance(card, str) else json.dumps(card)))
 
-def with_arch(name='resnet9', **kwargs): return with_card(dict(arch=dict(name=name, kwargs=dict(n_classes=3, width=2) | kwargs)))
+def arch(name='resnet9', **kwargs): return dict(arch=dict(name=name, kwargs=dict(n_classes=3, width=2) | kwargs))
+
+whole = with_card(arch())
 
 wrong_files = {
-    'text': b'weights', 'empty': b'', 'pickle': pickle.dumps(dict(a=1)), 'short': with_arch()[:-9], 'header': with_arch()[:20],
+    'text': b'weights', 'empty': b'', 'pickle': pickle.dumps(dict(a=1)), 'short': whole[:-9], 'header': whole[:20],
     'no card': save(tensors()), 'no json': with_card('{"arch"'), 'list': with_card([1]), 'empty card': with_card({}),
-    'no name': with_card(dict(arch={})), 'no arch': with_card(dict(arch=None)), 'wider': with_arch(width=4),
-    'classes': with_arch(n_classes=4), 'other network': with_arch('resnet99'), 'unknown argument': with_arch(colour=3),
-    'other digest': with_card(dict(arch=dict(name='resnet9', kwargs=dict(n_classes=3, width=2)), sha256='0'))}
+    'no name': with_card(dict(arch={})), 'no arch': with_card(dict(arch=None)), 'wider': with_card(arch(width=4)),
+    'more classes': with_card(arch(n_classes=4)), 'other network': with_card(arch('resnet99')),
+    'unknown argument': with_card(arch(colour=3)), 'other digest': with_card(arch() | dict(sha256='0'))}
 
 @pytest.mark.parametrize('name', wrong_files)
 def test_file_that_holds_no_weights(name, tmp_path):
@@ -295,13 +304,13 @@ def test_file_that_holds_no_weights(name, tmp_path):
 
 def test_right_file_is_loaded(tmp_path):
     "So that the files above are refused for what is wrong with them"
-    (tmp_path/'good.safetensors').write_bytes(with_arch())
+    (tmp_path/'good.safetensors').write_bytes(whole)
     assert load_weights(tmp_path/'good.safetensors').arch == resnet9(3, width=2).arch
 
 def test_refused_file_leaves_the_network_alone(tmp_path):
     path, model = tmp_path/'bad.safetensors', resnet9(3, width=2)
     before = {n: t.clone() for n, t in model.state_dict().items()}
-    path.write_bytes(with_arch()[:-9])
+    path.write_bytes(whole[:-9])
     with saying(str(path)): transfer_weights(path, model, min_share=0)
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
 
@@ -335,7 +344,7 @@ def test_runs_that_could_not_be_written(tmp_path, monkeypatch):
         raise OSError('No space left on device')
     monkeypatch.setattr(pd.DataFrame, 'to_csv', write_half)
     with saying('No space left', error=OSError):
-        compare(digits(), 'resnet9-letters', (1,), ['head only'], 2, n_epochs=1, path=tmp_path/'runs.csv', progress=False)
+        compare(digits(), 'resnet9-letters', (1,), ['head only'], 2, n_epochs=1, path=tmp_path/'runs.csv')
     assert tree(tmp_path) == {'runs.csv': b'old'}
 
 # Places to write, and what is typed
@@ -343,7 +352,9 @@ def test_runs_that_could_not_be_written(tmp_path, monkeypatch):
 commands = {'demo': '', 'pretrain': '--source digits', 'finetune': '--source resnet9-letters --target digits',
     'compare': '--source resnet9-letters --target digits', 'notebooks': ''}
 
-def line(command, out): return f'{command} {commands[command]} {"" if command == "notebooks" else "--out "}{shlex.quote(str(out))}'
+def line(command, out):
+    option = '' if command == 'notebooks' else '--out '
+    return f'{command} {commands[command]} {option}{shlex.quote(str(out))}'
 
 each_command = pytest.mark.parametrize('command', commands)
 
