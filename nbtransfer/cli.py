@@ -104,7 +104,8 @@ def _save_figure(path, ax): _write(path, lambda p: ax.figure.savefig(p, dpi=120)
 # %% ../nbs/15_cli.ipynb #helpers
 def _library():
     "Everything public; figures go to files, and bars to terminals only"
-    import warnings
+    import os, warnings
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # a busy machine would wait on itself
     warnings.filterwarnings('ignore', message='.*torch.jit.script')  # timm's affair
     import fastprogress.fastprogress
     import matplotlib
