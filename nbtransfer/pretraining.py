@@ -34,7 +34,7 @@ def mean_cross_entropy(
 )->Tensor:         # scalar, in nats
     "Average minus the log probability of the right class: the losses L_source and L_target"
     log_probs = logits - logits.logsumexp(1, keepdim=True)
-    return -log_probs[torch.arange(len(labels)), labels].mean()
+    return -log_probs.gather(1, labels[:, None]).mean()
 
 # %% ../nbs/02_pretraining.ipynb #curves-cb
 class Curves(Callback):
