@@ -13,7 +13,7 @@ def notebook(*codes): return dict(cells=[cell(o) for o in codes], metadata={}, n
 def texts(nb): return [''.join(o.get('text', '')) for c in nb['cells'] for o in c['outputs']]
 
 def test_stream_is_what_a_terminal_shows():
-    text = '█\repoch  loss\n█\r\rEpoch 1/2 |--| 0%\rEpoch 1/2 |██| 100%\r          \r0     0.70\n\nend\n'
+    text = '█\repoch  loss\n█\r\rEpoch 1/2 |--| 0%\rEpoch 1/2 |██| 100%\r          \r0     0.70\n\nend\n |███| 100% [3/3]'
     assert clean_stream(text) == ['epoch  loss\n', '0     0.70\n', '\n', 'end\n']
 
 def test_scrub_removes_what_is_private(monkeypatch):

@@ -43,7 +43,7 @@ def last_overwrite(line):
 def clean_stream(text):
     "Standard output as a terminal shows it: no progress bars"
     lines = [(o, last_overwrite(o)) for o in re.split(r'(?<=\n)', ''.join(text))]
-    return [new for old, new in lines if new.strip() or ('\r' not in old and new)]
+    return [new for old, new in lines if '█' not in new and (new.strip() or ('\r' not in old and new))]
 
 def private_paths():
     "What must not be saved of this machine's paths, and what to write instead"
