@@ -14,7 +14,8 @@ from pathlib import Path
 from statistics import mean, stdev
 
 # %% ../nbs/15_cli.ipynb #parser
-_TASKS = 'digits, letters, cifar10, cifar100, or a folder of class folders of pictures'
+_BUILT_IN = 'digits', 'letters', 'cifar10', 'cifar100'
+_TASKS = f'{", ".join(_BUILT_IN)}, or a folder of class folders of pictures'
 
 def _parser():
     "The argument parser of all commands"
@@ -39,7 +40,8 @@ def _parser():
 def _add_options(command, run):
     "What a command takes"
     def add(name, default, help, metavar='N', **kwargs):
-        if default is not None: help += ' (default %(default)s)'
+        shown = shlex.join(map(str, default)) if isinstance(default, list) else default
+        if default is not None: help += f' (default {shown})'
         kwargs.setdefault('type', type(default))
         command.add_argument(name, default=default, help=help, metavar=metavar, **kwargs)
     def flag(name, help): command.add_argument(name, action='store_true', help=help)
@@ -78,8 +80,9 @@ def _add_budget(add, run):
 # %% ../nbs/15_cli.ipynb #files
 def _check_out(args):
     "Refuse a folder that holds something already"
-    if args.out.exists() and not args.out.is_dir():
-        raise ValueError(f'a folder is needed for the results; {args.out} is a file: name another')
+    there = next(p for p in (args.out, *args.out.absolute().parents) if p.exists())
+    if not there.is_dir():
+        raise ValueError(f'a folder is needed for the results; {there} is a file: name another')
     overwrite = getattr(args, 'overwrite', None)
     if args.out.is_dir() and any(args.out.iterdir()) and not overwrite:
         raise ValueError(f'a new or empty folder is needed; {args.out} has files: name another' +
@@ -96,8 +99,10 @@ def _write(path, save):
     "Call `save` with a name beside `path`, then rename"
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'.part-{path.name}')
-    save(part)
-    part.replace(path)
+    try:
+        save(part)
+        part.replace(path)
+    finally: part.unlink(missing_ok=True)
 
 def _save_figure(path, ax): _write(path, lambda p: ax.figure.savefig(p, dpi=120))
 
@@ -111,7 +116,9 @@ def _library():
     import matplotlib
     import nbtransfer.all as library
     matplotlib.use('Agg')
-    fastprogress.fastprogress.NO_BAR = not _watched()
+    if not _watched():
+        fastprogress.fastprogress.NO_BAR = True
+        fastprogress.fastprogress.print = lambda *_, **__: None  # it prints a block even so
     warnings.showwarning = lambda message, *_: print(f'nbtransfer: {message}', file=sys.stderr)
     return library
 
@@ -125,14 +132,26 @@ def _task(nb, name, args):
     print(task, flush=True)
     return task
 
+# %% ../nbs/15_cli.ipynb #check-network
+def _check_network(nb, args, task):
+    "Refuse a network that is unknown, or does not take the task's pictures"
+    model = nb.create_network(args.arch, task.n_classes)
+    try: nb.count_flops(model, task.size_px)
+    except (AssertionError, RuntimeError) as e:
+        raise ValueError(f'a network that takes {task.size_px}×{task.size_px} pictures is needed; '
+                         f'{args.arch} does not ({e}): name another, or a --size') from e
+
 def _few(task, args, seed): return task.subset(args.per_class, seed) if args.per_class else task
 
 def _source(nb, args):
     "A trained network, or a function that trains one: everything else is to be checked before"
     if args.source in nb.shipped_names() or Path(args.source).is_file():
         return nb.load_weights(args.source)
+    if not Path(args.source).exists() and args.source not in _BUILT_IN:
+        raise ValueError(f'a source is needed: {_TASKS}, a weights file, or one of '
+                         f'{nb.shipped_names()}; got {args.source!r}')
     task = _task(nb, args.source, args)
-    nb.create_network(args.arch, task.n_classes)
+    _check_network(nb, args, task)
     return lambda: _train_source(nb, args, task)
 
 # %% ../nbs/15_cli.ipynb #train-source
@@ -166,7 +185,7 @@ def _say_spread(accs):
 def _pretrain(args):
     nb = _library()
     task, accs = _task(nb, args.source, args), []
-    nb.create_network(args.arch, task.n_classes)
+    _check_network(nb, args, task)
     for seed in range(args.seeds):
         few = _few(task, args, seed)
         learn = nb.pretrain(few, args.arch, args.epochs, bs=args.batch_size, seed=seed,
@@ -204,6 +223,7 @@ def _compare(args):
 def _report(args, result):
     "Print and save tables and plot"
     text = f'{result}\n'
+    (args.out/'differences.csv').unlink(missing_ok=True)   # of an earlier run
     if 'scratch' in set(result.runs.strategy) and result.runs.strategy.nunique() > 1:
         differences = result.differences().round(2)
         _write(args.out/'differences.csv', lambda p: differences.to_csv(p, index=False))
@@ -217,8 +237,9 @@ def _report(args, result):
 # %% ../nbs/15_cli.ipynb #demo
 def _demo(args):
     nb = _library()
-    source, target = nb.letters(5200), nb.digits()
+    target = nb.digits()
     nb.check_comparison(target, (1, 5), ('scratch', 'one rate', 'head first'), args.seeds)
+    source = nb.letters(5200)
     print(f'{source}\n{target}\nPretraining resnet9 on letters, 3 epochs', flush=True)
     learn = nb.pretrain(source, 'resnet9', 3, bs=32, cbs=_quiet(nb))
     acc = learn.validate(1)[1]
@@ -275,5 +296,8 @@ def main(
 
 def _refuse(error):
     "One line on the error stream"
-    print(f'nbtransfer: {" ".join(str(error).split())}', file=sys.stderr)
+    text = ' '.join(str(error).split())
+    for python, typed in (('convert=True', '--convert'), ('skip_bad=True', '--skip-bad')):
+        text = text.replace(python, typed)
+    print(f'nbtransfer: {text}', file=sys.stderr)
     return 2

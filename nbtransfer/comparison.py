@@ -33,12 +33,16 @@ def paired_interval(
 )->tuple:             # mean of `b - a`, lower and upper end
     """Give the mean of the paired differences and its Student interval
 
-    Raises `ValueError` unless both have the same length of two or more.
+    Raises `ValueError` unless both have the same length of two or more, and `level` is in (0, 1).
 
     Source: Student 1908, The Probable Error of a Mean."""
-    d = np.asarray(b, float) - np.asarray(a, float)
-    if d.ndim != 1 or len(d) < 2:
-        raise ValueError(f'paired_interval: two seeds or more are needed; got shape {d.shape}')
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    if a.shape != b.shape or a.ndim != 1 or len(a) < 2:
+        raise ValueError('paired_interval: the same two seeds or more are needed for both; '
+                         f'got shapes {a.shape} and {b.shape}')
+    if not 0 < level < 1:
+        raise ValueError(f'paired_interval: a level between 0 and 1 is needed; got {level}')
+    d = b - a
     half = student_t.ppf((1 + level) / 2, len(d) - 1) * d.std(ddof=1) / len(d) ** .5
     return d.mean(), d.mean() - half, d.mean() + half
 
@@ -188,8 +192,10 @@ def _write_csv(runs, path):
     "Write beside the file, then rename"
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'.{path.name}.part')
-    runs.to_csv(part, index=False)
-    part.replace(path)
+    try:
+        runs.to_csv(part, index=False)
+        part.replace(path)
+    finally: part.unlink(missing_ok=True)
 
 # %% ../nbs/05_comparison.ipynb #compare
 def compare(

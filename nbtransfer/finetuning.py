@@ -8,6 +8,7 @@ Docs: https://nbtransfer.github.io/nbtransfer/finetuning.html.md"""
 __all__ = ['transfer_learner', 'GroupLRs', 'KeepStill', 'freeze', 'unfreeze', 'lrs_by_group', 'fine_tune', 'plot_group_lrs']
 
 # %% ../nbs/04_finetuning.ipynb #imports
+from numbers import Real
 from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
@@ -113,16 +114,21 @@ def lrs_by_group(
     n_groups:int,  # groups from input to output, the head last
 )->list:           # `n_groups` floats
     "Write out one learning rate for each group; raises `ValueError` for anything else"
+    n = n_groups
     if isinstance(lr_max, slice):
-        if lr_max.start is None or lr_max.stop is None or lr_max.step is not None:
+        lrs = [lr_max.start, lr_max.stop]
+        if None in lrs or lr_max.step is not None:
             raise ValueError(f'lrs_by_group: slice(first, last) is needed; got {lr_max}')
-        return np.geomspace(lr_max.start, lr_max.stop, n_groups).tolist()
-    if isinstance(lr_max, (int, float)): return [float(lr_max)] * n_groups
-    lrs = [float(o) for o in lr_max]
-    if len(lrs) == n_groups: return lrs
-    if len(lrs) == 2: return [lrs[0]] * (n_groups - 1) + [lrs[1]]
-    raise ValueError(f'lrs_by_group: one rate, a slice, a pair, or {n_groups} rates are needed; '
-                     f'got {len(lrs)} rates')
+    else: lrs = list(lr_max) if isinstance(lr_max, (tuple, list, np.ndarray)) else [lr_max]
+    if not all(isinstance(o, Real) and 0 < o < np.inf for o in lrs):
+        raise ValueError(f'lrs_by_group: learning rates above 0 are needed; got {lr_max}')
+    if isinstance(lr_max, slice): lrs = np.geomspace(*lrs[::-1], n)[::-1]  # the head has the last
+    elif len(lrs) == 1: lrs = lrs * n
+    elif len(lrs) == 2 != n: lrs = [lrs[0]] * (n - 1) + [lrs[1]]
+    if len(lrs) != n:
+        raise ValueError(f'lrs_by_group: one rate, a slice, a pair, or {n} rates are needed; '
+                         f'got {len(lrs)} rates')
+    return [float(o) for o in lrs]
 
 # %% ../nbs/04_finetuning.ipynb #fine-tune
 def fine_tune(

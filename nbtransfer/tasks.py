@@ -74,6 +74,7 @@ def split_per_class(
                              'add pictures or leave the class out')
         own = own[torch.randperm(len(own), generator=rng)]
         sizes = [max(1, round(frac * len(own))) for frac in fracs.values()]
+        while sum(sizes) >= len(own): sizes[sizes.index(max(sizes))] -= 1
         cuts = own.split([*sizes, len(own) - sum(sizes)])
         for name, part in zip((*fracs, 'train'), cuts): parts[name].append(part)
     return {name: torch.cat(p).sort().values for name, p in parts.items()}
@@ -403,7 +404,7 @@ def image_folder(
     if n := sum(len(splits[s]) - len(kept[s]) for s in splits):
         warnings.warn(f'image_folder: left out {n} pictures of {path.name} that also stand, pixel '
                       'for pixel, in another split')
-    return Task(name or path.name, images, labels, vocab, kept, mirror)
+    return Task(name or path.resolve().name, images, labels, vocab, kept, mirror)
 
 # %% ../nbs/00_tasks.ipynb #folder-helpers
 def _report(path, files, read, skip_bad):
@@ -427,9 +428,15 @@ def _report(path, files, read, skip_bad):
 
 def _splits(path, files, vocab, labels, fracs, seed):
     "Splits by folder where there are such; the missing ones are cut from `train` within each class"
-    place = {'train': 'train', 'valid': 'valid', 'val': 'valid', 'test': 'test'}
-    if not (path/'train').is_dir(): where = ['train'] * len(files)
-    else: where = [place.get(f.relative_to(path).parts[0]) for f in files]
+    place = dict(train='train', valid='valid', val='valid', validation='valid', test='test')
+    where = ['train'] * len(files)
+    if (path/'train').is_dir():
+        tops = [f.relative_to(path).parts[0] for f in files]
+        other = sorted({o for o in tops if o not in place})
+        if other:
+            raise ValueError('image_folder: beside a train folder, pictures are looked for in valid '
+                             f'and test only; {path.name} has {other[:5]}: move them')
+        where = [place[o] for o in tops]
     found = {s: torch.tensor([i for i, o in enumerate(where) if o == s]).long() for s in _SPLITS}
     missing = {s: frac for s, frac in fracs.items() if not len(found[s])}
     n = labels[found['train']].bincount(minlength=len(vocab)).tolist()

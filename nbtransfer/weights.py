@@ -173,9 +173,9 @@ def _read_file(path):
     "Tensors and card of a weights file, checked"
     try:
         with safe_open(path, 'pt') as f:
-            card = json.loads((f.metadata() or {}).get('card', '{}'))
+            card = dict(json.loads((f.metadata() or {}).get('card', '{}')))
             state = {n: f.get_tensor(n) for n in f.keys()}
-    except (SafetensorError, OSError, ValueError) as e:
+    except (SafetensorError, OSError, TypeError, ValueError) as e:
         raise ValueError(f'load_weights: a safetensors file is needed; {path} is not one or is cut '
                          f'short ({e}): fetch it again') from e
     if card.get('sha256', _digest(state)) != _digest(state):
@@ -194,10 +194,12 @@ def load_weights(
     if 'arch' not in card:
         raise ValueError(f'load_weights: a card that names the network is needed; {path} has none: '
                          'build the network and use transfer_weights')
-    model = create_network(card['arch']['name'], **card['arch']['kwargs'])
-    try: model.load_state_dict(state)
-    except RuntimeError as e:
-        raise ValueError(f'load_weights: the tensors in {path} do not fit its card: {e}') from e
+    try:
+        model = create_network(card['arch']['name'], **card['arch']['kwargs'])
+        model.load_state_dict(state)
+    except (KeyError, TypeError, RuntimeError) as e:
+        raise ValueError(f'load_weights: the card of {path} does not name a network that its '
+                         f'tensors fit ({type(e).__name__}: {e}): fetch the file again') from e
     model.card = card
     return model.eval()
 
