@@ -434,7 +434,7 @@ def _splits(path, files, vocab, labels, fracs, seed):
         tops = [f.relative_to(path).parts[0] for f in files]
         other = sorted({o for o in tops if o not in place})
         if other:
-            raise ValueError('image_folder: beside a train folder, pictures are looked for in valid '
+            raise ValueError('image_folder: beside a train folder, pictures are sought in valid '
                              f'and test only; {path.name} has {other[:5]}: move them')
         where = [place[o] for o in tops]
     found = {s: torch.tensor([i for i, o in enumerate(where) if o == s]).long() for s in _SPLITS}
