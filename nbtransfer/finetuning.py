@@ -12,13 +12,11 @@ from numbers import Real
 from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 from fastai.callback.core import Callback
 from fastai.callback.schedule import fit_one_cycle  # gives Learner its `fit_one_cycle`
 from fastai.learner import Learner
 from fastai.torch_core import set_seed
 from matplotlib.axes import Axes
-from torch import nn
 from .networks import create_network, stages
 from .pretraining import normalization, task_learner
 from .tasks import Task

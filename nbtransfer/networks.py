@@ -16,7 +16,7 @@ import pandas as pd
 import timm
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 # %% ../nbs/01_networks.ipynb #count-params

@@ -9,7 +9,7 @@ __all__ = ['drop_twins', 'split_per_class', 'Task', 'digits', 'letters', 'TaskSp
            'image_folder', 'DataMissing', 'cifar10', 'cifar100', 'task_named']
 
 # %% ../nbs/00_tasks.ipynb #imports
-import shutil, tempfile, warnings
+import warnings
 from collections import Counter
 from functools import cached_property, lru_cache
 from pathlib import Path

@@ -118,7 +118,10 @@ def _state_of(source):
     "The tensors of a source and a few words that name it"
     if isinstance(source, Learner): source = source.model
     if isinstance(source, nn.Module):
-        return source.state_dict(), getattr(source, 'arch', {}).get('name', type(source).__name__)
+        name = getattr(source, 'arch', {}).get('name', type(source).__name__)
+        recipe = getattr(source, 'card', {}).get('recipe') or {}
+        label = f'{name} trained on {recipe["task"]}' if 'task' in recipe else name
+        return source.state_dict(), label
     if isinstance(source, Mapping): return dict(source), 'a state dict'
     if isinstance(source, (str, Path)): return _read_file(weights_path(source))[0], str(source)
     raise TypeError('transfer_weights: a Learner, a network, a state dict, a weights file or a '
