@@ -33,3 +33,7 @@ def test_styles_load_nothing_from_elsewhere():
 @each_page
 def test_no_raw_mathematics(page):
     assert not re.search(r'class="math (inline|display)"', page.read_text(encoding='utf-8'))
+
+def test_no_path_of_a_machine_is_shown():
+    for path in [*docs.rglob('*.html'), *docs.rglob('*.md')]:
+        assert not re.search(r'site-packages|Warning:', path.read_text(encoding='utf-8')), path.name

@@ -7,7 +7,7 @@ nbdev turns the notebooks into pages (running the cells that hold imports and ex
 lays them out. What smalldocs leaves to us is done here: names and links as nbdev has them, nothing fetched from other
 hosts, mathematics as MathML.
 """
-import argparse, contextlib, html, json, re, shutil, sys, tempfile
+import argparse, contextlib, html, json, os, re, shutil, sys, tempfile, warnings
 from base64 import b64decode
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -98,6 +98,8 @@ def read_site(folder, cfg, sizes):
 def build_site():
     "What docs/ should hold: bytes by path below it"
     check_installed()
+    warnings.simplefilter('ignore')  # of import cells, for the workers too: they would stand on the page, with this machine's paths
+    os.environ['PYTHONWARNINGS'] = 'ignore'
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp)
         for o in ('nbs', 'nbtransfer'): shutil.copytree(ROOT/o, tmp/o, ignore=shutil.ignore_patterns('_*.ipynb', '.*', '__pycache__'))
