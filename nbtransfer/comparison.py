@@ -219,5 +219,5 @@ def compare(
     for n, seed, s in progress_bar(jobs) if progress else jobs:
         rows.append(run_one(s, task, source, n, seed, bs, n_steps, n_epochs))
         if path: _write_csv(pd.DataFrame(rows), Path(path))
-    made_on = getattr(source, 'card', {}).get('recipe', {}).get('task', 'source')
+    made_on = (getattr(source, 'card', {}).get('recipe') or {}).get('task', 'source')
     return Comparison(pd.DataFrame(rows), f'{made_on} to {task.name}')

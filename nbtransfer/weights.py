@@ -181,7 +181,7 @@ def _read_file(path):
     except (SafetensorError, OSError, TypeError, ValueError) as e:
         raise ValueError(f'load_weights: a safetensors file is needed; {path} is not one or is cut '
                          f'short ({e}): fetch it again') from e
-    if card.get('sha256', _digest(state)) != _digest(state):
+    if 'sha256' in card and card['sha256'] != _digest(state):
         raise ValueError(f'load_weights: the tensors in {path} are not those its card was written '
                          'for; fetch the file again')
     return state, card

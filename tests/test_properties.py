@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings, strategies as st
-from nbtransfer.comparison import paired_interval
+from nbtransfer.comparison import compare, paired_interval
 from nbtransfer.finetuning import lrs_by_group
 from nbtransfer.networks import article_cnn, resnet9
 from nbtransfer.pretraining import task_learner
-from nbtransfer.tasks import Task, drop_twins, split_per_class
+from nbtransfer.tasks import Task, digits, drop_twins, split_per_class
 from nbtransfer.weights import TransferError, load_weights, save_weights, transfer_weights
 
 def some(n): return settings(max_examples=n, deadline=None, derandomize=True)
@@ -222,3 +222,10 @@ def test_interval_widens_with_level(pair, one, other):
     (mean, low, high), (same, lower, higher) = (paired_interval(*pair, level) for level in (small, large))
     assert mean == same and lower <= low <= mean <= high <= higher
     if np.ptp(pair[1] - pair[0]) > 1e-6: assert lower < low < mean < high < higher
+
+def test_comparison_of_a_source_without_a_recipe():
+    "A card may say how to feed a network and not how it was trained"
+    model = resnet9(26, width=2)
+    model.card = dict(mean=None, std=None, recipe=None)
+    result = compare(digits(), model, (1,), ['head only'], 2, n_epochs=1, progress=False)
+    assert result.title == 'source to digits' and len(result.runs) == 2
