@@ -21,8 +21,8 @@ from matplotlib.axes import Axes
 from scipy.stats import t as student_t
 from torch import nn
 from .finetuning import fine_tune, transfer_learner
-from .pretraining import Quiet, SkipValid, default_lr, normalization, pretrain
-from .tasks import Task
+from .pretraining import Quiet, SkipValid, default_lr, pretrain
+from .tasks import Task, normalization, write_whole
 from .weights import load_weights
 
 # %% ../nbs/05_comparison.ipynb #interval
@@ -184,18 +184,9 @@ def _network(source):
         raise ValueError('compare: a source made by create_network is needed, so that scratch can '
                          f'use its network; got {type(model).__name__}')
     if isinstance(source, Learner):
-        mean, std = normalization(source) or (None, None)
+        mean, std = normalization(source.dls) or (None, None)
         model.card = dict(mean=mean, std=std, recipe=dict(task=source.dls.task.name))
     return model
-
-def _write_csv(runs, path):
-    "Write beside the file, then rename"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.part')
-    try:
-        runs.to_csv(part, index=False)
-        part.replace(path)
-    finally: part.unlink(missing_ok=True)
 
 # %% ../nbs/05_comparison.ipynb #compare
 def compare(
@@ -218,6 +209,7 @@ def compare(
     jobs, rows = [(n, seed, s) for n in per_class for seed in range(seeds) for s in strategies], []
     for n, seed, s in progress_bar(jobs) if progress else jobs:
         rows.append(run_one(s, task, source, n, seed, bs, n_steps, n_epochs))
-        if path: _write_csv(pd.DataFrame(rows), Path(path))
+        if path:
+            with write_whole(path) as f: pd.DataFrame(rows).to_csv(f, index=False)
     made_on = (getattr(source, 'card', {}).get('recipe') or {}).get('task', 'source')
     return Comparison(pd.DataFrame(rows), f'{made_on} to {task.name}')

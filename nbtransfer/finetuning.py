@@ -18,15 +18,15 @@ from fastai.learner import Learner
 from fastai.torch_core import set_seed
 from matplotlib.axes import Axes
 from .networks import create_network, stages
-from .pretraining import normalization, task_learner
-from .tasks import Task
+from .pretraining import task_learner
+from .tasks import Task, normalization
 from .weights import load_weights, transfer_weights
 
 # %% ../nbs/04_finetuning.ipynb #transfer-learner
 def _source_facts(source):
     "Architecture and normalisation of a source, None where it does not say"
     if isinstance(source, Learner):
-        return getattr(source.model, 'arch', None), normalization(source)
+        return getattr(source.model, 'arch', None), normalization(source.dls)
     card = getattr(source, 'card', {})
     return getattr(source, 'arch', None), (card['mean'], card['std']) if card.get('mean') else None
 

@@ -9,7 +9,7 @@ __all__ = ['TransferReceipt', 'TransferError', 'transfer_weights', 'save_weights
            'shipped_names', 'pretrained']
 
 # %% ../nbs/03_weights.ipynb #imports
-import hashlib, html, json, os, platform
+import hashlib, html, json, platform
 from collections.abc import Mapping
 from pathlib import Path
 import fastai
@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 from .networks import body_and_head, create_network
-from .pretraining import normalization
+from .tasks import inference_card, write_whole
 
 # %% ../nbs/03_weights.ipynb #receipt
 class TransferReceipt:
@@ -137,32 +137,23 @@ def save_weights(
     """Save a learner's network with a card that says how to build and feed it
 
     Raises `ValueError` for another file name, or a network that does not say how to build it."""
-    path, model, task = Path(path), learn.model, learn.dls.task
+    path, model = Path(path), learn.model
     if path.suffix != '.safetensors':
         raise ValueError(f'save_weights: a name ending in .safetensors is needed; got {path.name}')
     if not hasattr(model, 'arch'):
         raise ValueError('save_weights: a network made by create_network is needed, it can be '
                          f'built again; got {type(model).__name__}')
-    mean, std = normalization(learn) or (None, None)
     state = {n: t.detach().cpu().contiguous() for n, t in model.state_dict().items()}
     if half: state = {n: t.half() if t.is_floating_point() else t for n, t in state.items()}
     versions = dict(nbtransfer=nbtransfer.__version__, python=platform.python_version(),
                     torch=torch.__version__, fastai=fastai.__version__)
-    card = dict(arch=model.arch, vocab=task.vocab, size_px=task.size_px, mean=mean, std=std,
+    card = dict(arch=model.arch, **inference_card(learn.dls),
                 recipe=getattr(learn, 'recipe', None), sha256=_digest(state), versions=versions)
-    _write(path, save(state, metadata=dict(card=json.dumps({**card, **facts}))))
+    with write_whole(path) as f:
+        f.write(save(state, metadata=dict(card=json.dumps({**card, **facts}))))
     return path
 
 # %% ../nbs/03_weights.ipynb #write-file
-def _write(path, data):
-    "Write bytes beside the final name, then rename"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    finally: part.unlink(missing_ok=True)
-
 def _digest(state):
     "sha256 over names, types, shapes and numbers of a state dict"
     sha = hashlib.sha256()

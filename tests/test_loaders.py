@@ -1,0 +1,437 @@
+"The loaders of a task: fastai's manners, order and seeds, several processes, augmentation against slow references"
+import hashlib, json, pickle, subprocess, sys
+import numpy as np, pytest, torch
+from fastai.data.transforms import IntToFloatTensor, Normalize, ToTensor
+from fastai.interpret import ClassificationInterpretation, Interpretation
+from fastai.learner import Learner, load_learner
+from fastai.callback.all import GradientAccumulation, SaveModelCallback, EarlyStoppingCallback
+from fastai.losses import CrossEntropyLossFlat
+from fastai.torch_core import TensorImage
+from fastai.vision.augment import Brightness, Rotate, aug_transforms
+from fasttransform import Pipeline
+from hypothesis import given, settings, strategies as st
+from PIL import Image
+from scipy import ndimage, stats
+from torchvision.transforms.v2 import functional as tv
+from helpers import ROOT, run_ok
+from nbtransfer.finetuning import transfer_learner
+from nbtransfer.networks import article_cnn, resnet9
+from nbtransfer.pretraining import Quiet, task_learner
+from nbtransfer.tasks import (AffineAugment, BatchAugment, Cutout, ReflectCrop, Task, TaskDL, TaskSplit, digits, fits,
+    image_folder, inference_card, inference_dls, letters)
+from nbtransfer.weights import load_weights, save_weights
+
+few = settings(max_examples=20, deadline=None)
+augments = [AffineAugment(), ReflectCrop(), Cutout(), Cutout(.02, .33, 3.3, .5)]
+each_augment = pytest.mark.parametrize('augment', augments, ids=lambda o: f'{type(o).__name__}{"" if not hasattr(o, "p") else o.p}')
+
+def pixels(x, dls):
+    "Bytes of a normalised batch"
+    mean, std = (torch.tensor(o).view(3, 1, 1) for o in dls.task.stats)
+    return ((torch.Tensor(x) * std + mean) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+# Manners
+
+@pytest.fixture(scope='module')
+def learn(tmp_path_factory):
+    "A network that knows the digits fairly well"
+    learn = task_learner(digits(), resnet9(10, width=4), cbs=[Quiet()], path=tmp_path_factory.mktemp('learn'))
+    learn.fit_one_cycle(10, 5e-3)
+    return learn
+
+def test_lengths_and_vocabulary():
+    task = digits()
+    dls = task.dls(bs=64)
+    n = [len(o) for o in task.splits.values()]
+    assert [len(o.dataset) for o in dls] == n and [len(o) for o in dls] == [n[0] // 64, -(-n[1] // 512), -(-n[2] // 512)]
+    assert (dls.bs, dls.drop_last, dls.valid.drop_last, dls.vocab, dls.c, dls.n_inp) == (64, True, False, task.vocab, 10, 1)
+    assert sum(len(y) for _, y in dls.train) == n[0] // 64 * 64 and sum(len(y) for _, y in dls.valid) == n[1]
+    all_of_it = dls.train.new(drop_last=False, bs=100, shuffle=False)
+    assert isinstance(all_of_it, TaskDL) and len(all_of_it) == -(-n[0] // 100)
+    assert torch.equal(torch.cat([y for _, y in all_of_it]), task.labels[task.splits['train']])
+
+def test_valid_and_test_come_in_order_and_whole():
+    task = digits()
+    dls = task.dls()
+    for dl, split in zip(dls, ('train', 'valid', 'test')):
+        if split == 'train': continue
+        x, y = (torch.cat(o) for o in zip(*dl))
+        assert torch.equal(y, task.labels[task.splits[split]])
+        assert torch.equal(pixels(x, dls), task.images[task.splits[split]])
+
+def test_decode_and_show(learn):
+    dls = learn.dls
+    x, y = dls.valid.one_batch()
+    images, labels = dls.valid.decode((x, y))
+    assert (images - learn.dls.task.images[learn.dls.task.splits['valid'][:len(x)]].permute(0, 3, 1, 2).long()).abs().max() <= 1
+    shown = dls.valid.decode_batch((x, y), max_n=5)
+    assert [label for _, label in shown] == [dls.vocab[c] for c in y[:5]]
+    import matplotlib.pyplot as plt
+    plt.close('all')
+    dls.valid.show_batch((x, y), max_n=4)
+    assert [ax.get_title() for ax in plt.gcf().axes[:4]] == [dls.vocab[c] for c in y[:4]]
+    assert (np.asarray(plt.gcf().axes[0].images[0].get_array()) - np.asarray(images[0].permute(1, 2, 0))).max() == 0
+    dls.train.show_batch(unique=True, max_n=4)
+    learn.show_results(max_n=4)
+    plt.close('all')
+
+def test_predict_agrees_with_the_batch(learn, tmp_path):
+    task = learn.dls.task
+    i = task.splits['test'][0].item()
+    Image.fromarray(task.images[i].numpy()).save(tmp_path/'one.png')
+    probs = learn.get_preds(dl=learn.dls.test_dl([i]))[0][0]
+    for item in (tmp_path/'one.png', str(tmp_path/'one.png'), task.images[i].numpy(), Image.fromarray(task.images[i].numpy())):
+        name, number, p = learn.predict(item)
+        assert name == task.vocab[probs.argmax()] and number == probs.argmax() and torch.allclose(p, probs, atol=1e-5)
+
+def test_test_dl(learn, tmp_path):
+    task, files = learn.dls.task, []
+    for k, i in enumerate(task.splits['test'][:5].tolist()):
+        files.append(tmp_path/task.vocab[task.labels[i]]/f'{k}.png')
+        files[-1].parent.mkdir(exist_ok=True)
+        Image.fromarray(task.images[i].numpy()).save(files[-1])
+    numbers = task.splits['test'][:5].tolist()
+    x, = learn.dls.test_dl(files).one_batch()
+    assert torch.equal(x, learn.dls.test_dl(numbers).one_batch()[0])
+    for dl in (learn.dls.test_dl(files, with_labels=True, bs=2), learn.dls.test_dl(numbers, bs=2)):
+        assert len(dl) == 3 and torch.equal(torch.cat([y for _, y in dl]), task.labels[numbers])
+        assert learn.validate(dl=dl)[1] > .5
+    (tmp_path/'eleven').mkdir()
+    Image.fromarray(task.images[0].numpy()).save(tmp_path/'eleven'/'a.png')
+    with pytest.raises(ValueError, match='eleven'): learn.dls.test_dl([tmp_path/'eleven'/'a.png'], with_labels=True)
+    (tmp_path/'bad.png').write_bytes(b'no')
+    with pytest.raises(ValueError, match='bad.png'): learn.dls.test_dl([tmp_path/'bad.png'])
+    with pytest.raises(ValueError, match='none.png'): learn.dls.test_dl([tmp_path/'none.png'])
+
+def test_interpretation(learn):
+    import matplotlib.pyplot as plt
+    found = ClassificationInterpretation.from_learner(learn)
+    n = len(learn.dls.valid_ds)
+    matrix = found.confusion_matrix()
+    assert matrix.sum() == n and np.trace(matrix) / n == pytest.approx(learn.validate()[1], abs=1e-6)
+    losses, idx = found.top_losses(4)
+    inps, preds, targs, decoded, _ = found[idx]
+    assert torch.equal(targs, learn.dls.task.labels[learn.dls.task.splits['valid'][idx]])
+    assert torch.allclose(-preds[range(4), targs].log(), losses, atol=1e-3)
+    found.plot_top_losses(4)
+    assert {ax.get_title().split('/')[1].strip() for ax in plt.gcf().axes[:4]} == {learn.dls.vocab[c] for c in targs}
+    Interpretation.from_learner(learn).show_results([0, 1])
+    plt.close('all')
+
+def test_learner_tools_work_unchanged(tmp_path):
+    learn = task_learner(digits(), article_cnn(10), bs=64, path=tmp_path, cbs=[Quiet(), GradientAccumulation(128)])
+    assert learn.lr_find(show_plot=False, num_it=10).valley > 0
+    learn.fit_one_cycle(1, 1e-3, cbs=[SaveModelCallback(), EarlyStoppingCallback()])
+    tta = learn.tta()[0]
+    assert tta.shape == (len(learn.dls.valid_ds), 10)
+
+def test_item_transforms_are_refused_not_left_out():
+    dls = digits().dls()
+    dls.add_tfms([ToTensor()], 'after_item')
+    with pytest.raises(ValueError, match='ToTensor'): dls.train.one_batch()
+
+def test_another_device():
+    "`meta` computes shapes only: every step that would read a number back from the device fails"
+    dls = digits().dls(bs=16, augment=augments, on_device=True).to(torch.device('meta'))
+    for dl in dls:
+        x, y = dl.one_batch()
+        assert x.device.type == y.device.type == 'meta' and x.shape[1:] == (3, 32, 32)
+
+def test_pictures_are_copied_to_the_device_once_and_only_if_they_fit(monkeypatch):
+    task, meta = Task('own', digits().images.clone(), digits().labels, digits().vocab, digits().splits), torch.device('meta')
+    moved, to = [], torch.Tensor.to
+    def spy(self, *args, **kwargs):
+        moved.append(self.nbytes)
+        return to(self, *args, **kwargs)
+    monkeypatch.setattr(torch.Tensor, 'to', spy)
+    def epoch(**kwargs):
+        moved.clear()
+        for dl in task.subset(20).dls(50, device=meta, **kwargs)[:2]: list(dl)
+        return max(moved)
+    assert epoch(on_device=False) < task.images.nbytes
+    monkeypatch.setattr('nbtransfer.tasks.free_memory', lambda device=None: 3 * task.images.nbytes)
+    assert epoch() == task.images.nbytes and epoch() < task.images.nbytes and epoch(on_device=True) <= task.images.nbytes
+    monkeypatch.setattr('nbtransfer.tasks.free_memory', lambda device=None: 1.9 * task.images.nbytes)
+    assert not fits(task.images.nbytes, meta)
+
+# What inference needs
+
+def test_card_is_all_that_inference_needs(learn, tmp_path):
+    path = save_weights(learn, tmp_path/'digits.safetensors')
+    model = load_weights(path)
+    card = inference_card(learn.dls)
+    assert json.loads(json.dumps(card)) == card and card.items() <= model.card.items()
+    fresh = Learner(inference_dls(model.card), model, loss_func=CrossEntropyLossFlat())
+    for i in learn.dls.task.splits['test'][:3].tolist():
+        image = learn.dls.task.images[i].numpy()
+        (a, _, p), (b, _, q) = learn.predict(image), fresh.predict(image)
+        assert a == b and torch.allclose(p, q, atol=1e-6)
+    assert inference_card(fresh.dls) == card
+    for bad in ({}, {'vocab': ['a']}, None):
+        with pytest.raises(ValueError, match='size_px'): inference_dls(bad)
+
+def test_fastais_own_export_holds_no_pictures(learn, tmp_path):
+    "It is a pickle, and no function of ours reads one; it should work all the same, and be small"
+    learn.export(tmp_path/'learn.pkl')
+    n_params = sum(p.nbytes for p in learn.model.parameters())
+    assert (tmp_path/'learn.pkl').stat().st_size < 4 * n_params + 200_000 < learn.dls.task.images.nbytes
+    again = load_learner(tmp_path/'learn.pkl')
+    image = learn.dls.task.images[3].numpy()
+    assert again.predict(image)[0] == learn.predict(image)[0] and again.dls.vocab == learn.dls.vocab
+
+# Order and seeds
+
+def prints(dl, n_epochs=1):
+    "A hash of each batch"
+    return [hashlib.sha256(np.ascontiguousarray(torch.Tensor(x).numpy()).tobytes() + y.numpy().tobytes()).hexdigest()
+            for _ in range(n_epochs) for x, y in dl]
+
+def test_same_seed_same_batches_whatever_happened_before():
+    torch.manual_seed(1)
+    first = prints(digits().dls(100, augments, seed=3).train, 2)
+    torch.manual_seed(2)
+    other = digits().dls(50, seed=4).train
+    other.one_batch()
+    assert prints(digits().dls(100, augments, seed=3).train, 2) == first
+    assert not set(first[:len(first) // 2]) & set(first[len(first) // 2:]), 'epochs differ'
+    assert not set(prints(digits().dls(100, augments, seed=4).train)) & set(first)
+
+def test_same_seed_same_batches_in_another_process():
+    code = ('import sys; sys.path[:0] = ["tests"]\nfrom test_loaders import *\n'
+            'print(*prints(digits().dls(100, augments, seed=3).train, 2))')
+    here = prints(digits().dls(100, augments, seed=3).train, 2)
+    assert run_ok([sys.executable, '-c', code], ROOT).split()[-len(here):] == here
+
+def marked(n, n_classes):
+    "A task whose pictures carry their number and label in their pixels"
+    numbers = torch.arange(n)
+    labels = numbers % n_classes
+    images = torch.zeros(n, 4, 4, 3, dtype=torch.uint8)
+    images[:, 0, 0, 0], images[:, 0, 0, 1], images[:, 0, 0, 2] = numbers // 256, numbers % 256, labels
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(n))
+    cut = n_classes * 2
+    splits = dict(train=numbers[cut * 2:], valid=numbers[:cut], test=numbers[cut:cut * 2])
+    return Task('marked', images, labels, [f'c{c}' for c in range(n_classes)], {s: o[torch.randperm(len(o))] for s, o in splits.items()})
+
+def read_marks(x, dls):
+    p = pixels(x, dls)[:, 0, 0].long()
+    return p[:, 0] * 256 + p[:, 1], p[:, 2]
+
+@few
+@given(n=st.integers(60, 700), n_classes=st.integers(2, 9), bs=st.integers(1, 80), seed=st.integers(0, 2**31), per_class=st.none() | st.integers(1, 2))
+def test_labels_follow_pictures(n, n_classes, bs, seed, per_class):
+    task = marked(n, n_classes)
+    if per_class: task = task.subset(per_class, seed)
+    dls = task.dls(bs, augment=False, seed=seed)
+    for dl, split in zip(dls, ('train', 'valid', 'test')):
+        marks = [(*read_marks(x, dls), y) for x, y in dl]
+        numbers, labels, y = (torch.cat(o).tolist() for o in zip(*marks))
+        assert labels == y and len(set(numbers)) == len(numbers) and set(numbers) <= set(task.splits[split].tolist())
+        if split != 'train': assert numbers == task.splits[split].tolist()
+
+@few
+@given(n=st.integers(60, 400), world=st.integers(1, 4), bs=st.integers(1, 30), seed=st.integers(0, 99))
+def test_shards_are_one_pass(n, world, bs, seed):
+    task, seen = marked(n, 3), {}
+    for split, k in (('train', 0), ('valid', 1)):
+        epochs = []
+        for rank in range(world):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr('nbtransfer.tasks._rank_and_world', lambda: (rank, world))
+                dls = task.dls(bs, augment=False, seed=seed)
+                dl = dls[k].new(bs=bs) if k else dls[k]
+                marks = [(*read_marks(x, dls), y) for x, y in dl]
+                assert len(marks) == len(dl) and all(torch.equal(label, y) for _, label, y in marks)
+                epochs.append([m[0].tolist() for m in marks])
+        assert len({tuple(map(len, o)) for o in epochs}) == 1, 'all have as many batches, of the same sizes'
+        gathered = [i for step in zip(*epochs) for batch in step for i in batch]
+        own = task.splits[split].tolist()
+        if k: assert gathered[:len(own)] == own and len(gathered) < len(own) + world
+        else: assert len(set(gathered)) == len(gathered) == len(own) // (bs * world) * bs * world if bs * world <= len(own) else True
+
+def test_a_loader_around_it_is_refused(monkeypatch):
+    monkeypatch.setattr('nbtransfer.tasks._rank_and_world', lambda: (0, 2))
+    with pytest.raises(RuntimeError, match='share'): digits().dls().train.get_idxs()
+
+script = '''
+import os, sys, torch, torch.distributed as dist
+from fastai.callback.core import Callback
+from torch.nn.parallel import DistributedDataParallel
+from nbtransfer.tasks import digits
+from nbtransfer.networks import article_cnn
+from nbtransfer.pretraining import task_learner, Quiet
+rank = int(sys.argv[1])
+os.environ.update(RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=sys.argv[2])
+torch.set_num_threads(1)
+dist.init_process_group('gloo', rank=rank, world_size=2)
+torch.manual_seed(rank)
+task = digits()
+learn = task_learner(task, article_cnn(10), bs=64, cbs=[Quiet()])
+for p in learn.model.parameters(): dist.broadcast(p.data, 0)
+labels = torch.cat([y for _, y in learn.dls.train])
+xs = torch.cat([x for x, _ in learn.dls.train])
+learn.create_opt()
+plain = learn.model
+learn.model = DistributedDataParallel(plain)
+learn.fit_one_cycle(2, 2e-3)
+preds, targs = learn.get_preds()
+same = torch.equal(targs, task.labels[task.splits['valid']])
+weights = torch.cat([p.flatten() for p in plain.parameters()])
+both = [torch.zeros_like(weights) for _ in range(2)]
+dist.all_gather(both, weights.detach())
+print('RESULT', rank, len(learn.dls.train), len(labels), len(preds), same, torch.equal(*both),
+      f'{(preds.argmax(1) == targs).float().mean():.3f}', f'{xs.double().sum():.4f}')
+dist.destroy_process_group()
+'''
+
+def test_two_processes_train_one_network_on_a_cpu(tmp_path):
+    import socket
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = str(s.getsockname()[1])
+    runs = [subprocess.Popen([sys.executable, '-c', script, str(rank), port], cwd=ROOT, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True) for rank in range(2)]
+    printed = [run.communicate(timeout=240) for run in runs]
+    assert all(run.returncode == 0 for run in runs), '\n'.join(err for _, err in printed)
+    a, b = ([line for line in out.splitlines() if line.startswith('RESULT')][0].split()[2:] for out, _ in printed)
+    n = len(digits().splits['train'])
+    for o in (a, b): assert o[:5] == [str(n // 128), str(n // 128 * 64), str(len(digits().splits['valid'])), 'True', 'True']
+    assert a[5] == b[5] and float(a[5]) > .5 and a[6] != b[6]
+
+# Augmentation against slow references, picture by picture
+
+def picture_batch(n=6, size=(12, 12)):
+    "Smooth pictures: `scipy` and `grid_sample` agree on them to float32"
+    rng = np.random.default_rng(0)
+    return torch.tensor(rng.random((n, 3, *size)), dtype=torch.float32)
+
+def test_affine_is_scipys():
+    "scipy's map goes from output to input in pixels, rows first; its `reflect` mirrors at the outer edge, as ours does"
+    x, augment = picture_batch(8), AffineAugment(40, .3)
+    augment.seed(1)
+    turn, shift, side = augment.draw(8)
+    got, n = augment.apply(x, turn, shift, side), x.shape[2]
+    for k in range(8):
+        c, s = turn[k].cos().item(), turn[k].sin().item()
+        m = np.array([[c, side[k] * s], [-s, side[k] * c]])             # rows, columns
+        offset = shift[k].flip(0).numpy() * n + (n - 1) / 2 - m @ np.full(2, (n - 1) / 2)
+        for channel in range(3):
+            want = ndimage.affine_transform(x[k, channel].numpy(), m, offset, order=1, mode='reflect')
+            assert np.abs(got[k, channel].numpy() - want).max() < 1e-4
+
+def test_rotation_is_torchvisions_inside_the_picture():
+    x, augment = picture_batch(1, (33, 33)), AffineAugment()
+    got = augment.apply(x, torch.tensor([torch.pi / 9]), torch.zeros(1, 2), torch.ones(1))
+    want = tv.rotate(x, 20, interpolation=tv.InterpolationMode.BILINEAR)
+    assert (got - want)[..., 8:-8, 8:-8].abs().max() < 1e-3
+    assert torch.allclose(augment.apply(x, torch.zeros(1), torch.zeros(1, 2), -torch.ones(1)), x.flip(3), atol=1e-4)
+
+@few
+@given(seed=st.integers(0, 999), pad=st.integers(0, 9), h=st.integers(10, 14), w=st.integers(10, 14))
+def test_crop_is_numpys_pad_and_a_window(seed, pad, h, w):
+    x, augment = (picture_batch(5, (h, w)) * 255).to(torch.uint8), ReflectCrop(pad)
+    augment.seed(seed)
+    shift, mirror = augment.draw(5)
+    got = augment.apply(x, shift, mirror)
+    for k in range(5):
+        wide = np.pad(x[k].numpy(), ((0, 0), (pad, pad), (pad, pad)), mode='reflect')
+        dx, dy = (shift[k] + pad).tolist()
+        want = wide[:, dy:dy + h, dx:dx + w]
+        assert np.array_equal(got[k].numpy(), want[:, :, ::-1] if mirror[k] else want)
+
+@few
+@given(seed=st.integers(0, 999), h=st.integers(8, 14), w=st.integers(8, 14))
+def test_cutout_is_torchvisions_erase(seed, h, w):
+    x, augment = picture_batch(5, (h, w)) + .1, Cutout(.02, .4, 3., .7)
+    augment.seed(seed)
+    centre, sides = augment.draw(5)
+    got = augment.apply(x, centre, sides)
+    for k in range(5):
+        (cx, cy), (sx, sy) = (centre[k].double()).tolist(), (sides[k].double()).tolist()
+        cols = [j for j in range(w) if abs((j + .5) / w - cx) < sx / 2]
+        rows = [i for i in range(h) if abs((i + .5) / h - cy) < sy / 2]
+        want = x[k]
+        if rows and cols: want = tv.erase(x[k], rows[0], cols[0], len(rows), len(cols), torch.zeros(3, len(rows), len(cols)))
+        assert torch.equal(got[k], want)
+
+def looks_even(u, low, high):
+    "Kolmogorov-Smirnov against the uniform distribution; one draw in 10,000 that is even would fail"
+    assert low <= u.min() and u.max() <= high
+    assert stats.kstest(u.numpy(), stats.uniform(low, high - low).cdf).pvalue > 1e-4
+
+def test_drawn_parameters_are_spread_as_said():
+    n, augment = 20_000, AffineAugment(15, .1)
+    augment.seed(0)
+    turn, shift, side = augment.draw(n)
+    looks_even(turn * 180 / torch.pi, -15, 15)
+    for k in range(2): looks_even(shift[:, k], -.1, .1)
+    assert abs((side < 0).float().mean() - .5) < 4 * .5 / n**.5
+    assert abs(np.corrcoef(torch.stack([turn, *shift.T, side]).numpy()) - np.eye(4)).max() < 5 / n**.5
+    augment = ReflectCrop(4)
+    augment.seed(0)
+    shift, mirror = augment.draw(n)
+    for k in range(2): assert stats.chisquare(shift[:, k].add(4).bincount(minlength=9)).pvalue > 1e-4
+    assert abs(mirror.float().mean() - .5) < 4 * .5 / n**.5
+    augment = Cutout(.05, .3, 3., .25)
+    augment.seed(0)
+    centre, sides = augment.draw(n)
+    hidden = sides[:, 0] > 0
+    assert abs(hidden.float().mean() - .25) < 4 * (.25 * .75 / n)**.5
+    for k in range(2): looks_even(centre[:, k], 0, 1)
+    looks_even(sides[hidden].prod(1), .05, .3)
+    looks_even((sides[hidden, 0] / sides[hidden, 1]).log(), 2 * -np.log(3) / 2, np.log(3))
+
+def test_zero_range_is_identity():
+    x = picture_batch()
+    for augment in (ReflectCrop(0, mirror=False), Cutout(p=0), Cutout(0, 0)):
+        assert torch.equal(augment.apply(x, *augment.draw(len(x))), x)
+    assert torch.allclose(AffineAugment(0, 0, False).apply(x, *AffineAugment(0, 0, False).draw(len(x))), x, atol=1e-5)
+    task = digits()
+    nothing = task.dls(100, [ReflectCrop(0, mirror=False), AffineAugment(0, 0, False), Cutout(p=0)], seed=1).train
+    for (x, y), (a, b) in zip(nothing, task.dls(100, False, seed=1).train):
+        assert torch.equal(y, b) and torch.allclose(x, a, atol=1e-4)
+
+@each_augment
+def test_each_picture_is_augmented_differently_and_only_in_training(augment):
+    task = digits()
+    dls = task.dls(len(task.splits['train']), [augment])
+    numbers = [0] * 16
+    one = dls.train.new(TaskSplit(task, 'train', numbers), bs=16).one_batch()[0]
+    assert len({o.numpy().tobytes() for o in torch.Tensor(one).contiguous()}) > 8 * getattr(augment, 'p', 1)
+    assert torch.equal(pixels(torch.cat([x for x, _ in dls.valid]), dls), task.images[task.splits['valid']])
+    x = dls.train.new(TaskSplit(task, 'valid', numbers), bs=16).one_batch()[0]
+    assert len({o.numpy().tobytes() for o in torch.Tensor(x).contiguous()}) == 1
+
+@pytest.mark.parametrize('augment', [aug_transforms(), Pipeline([Brightness(), Rotate()]), Rotate(), [Cutout(), Brightness()]], ids=['list', 'Pipeline', 'one', 'mixed'])
+def test_fastais_batch_transforms_fit_in(augment):
+    task = digits()
+    dls = task.dls(64, augment)
+    x, y = dls.train.one_batch()
+    plain = task.dls(64, False).train.one_batch()[0]
+    assert x.shape == (64, 3, 32, 32) and x.std() > .3 and not torch.allclose(x, plain)
+    fs = [type(o) for o in dls.train.after_batch.fs]
+    assert fs[0] == IntToFloatTensor and Normalize in fs[-2:] and len(fs) > 2
+    assert torch.allclose(torch.cat([x for x, _ in dls.valid]), torch.cat([x for x, _ in task.dls(augment=False).valid]), atol=1e-4)
+
+def test_our_augmentations_fit_into_a_datablock(tmp_path):
+    from fastai.data.block import CategoryBlock, DataBlock
+    from fastai.data.transforms import get_image_files, parent_label
+    from fastai.vision.data import ImageBlock
+    task = digits()
+    for i in range(40):
+        file = tmp_path/task.vocab[task.labels[i]]/f'{i}.png'
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(task.images[i].numpy()).save(file)
+    block = DataBlock((ImageBlock, CategoryBlock), get_items=get_image_files, get_y=parent_label, batch_tfms=augments)
+    x, y = block.dataloaders(tmp_path, bs=8, num_workers=0).one_batch()
+    assert x.shape == (8, 3, 32, 32) and len(y) == 8
+
+def test_augmentation_leaves_the_order_alone():
+    task = digits()
+    orders = [[y.tolist() for _, y in task.dls(100, a, seed=5).train] for a in (False, True, augments)]
+    assert orders[0] == orders[1] == orders[2]
+
+def test_pickled_and_copied_augmentation(tmp_path):
+    augment = AffineAugment()
+    augment.seed(3)
+    assert torch.equal(pickle.loads(pickle.dumps(augment)).draw(5)[0], augment.draw(5)[0])
