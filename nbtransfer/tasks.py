@@ -11,7 +11,7 @@ __all__ = ['drop_twins', 'split_per_class', 'Task', 'digits', 'letters', 'free_m
            'FileTask', 'image_folder', 'DataMissing', 'cifar10', 'cifar100', 'task_named']
 
 # %% ../nbs/00_tasks.ipynb #imports
-import errno, hashlib, json, math, os, shutil, time, warnings
+import errno, hashlib, itertools, json, math, os, shutil, time, warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -435,7 +435,7 @@ class TaskDL(TfmdDL):
         **kwargs,            # of `TfmdDL`
     ):
         "Keep where the pictures may lie"
-        self.on_device, self.mine, self.i = on_device, False, 0
+        self.on_device, self.shared, self.i = on_device, False, 0
         super().__init__(dataset, bs, shuffle, num_workers=0, **kwargs)
 
     def do_item(self, s): return s or 0
@@ -444,6 +444,11 @@ class TaskDL(TfmdDL):
         return self.dataset.batch(b, self.device, self.on_device)
 
     def create_batches(self, samps):
+        if _rank_and_world()[1] > 1 and not self.shared:
+            raise RuntimeError('TaskDL: it gives each process its share already, and here another '
+                               'loader around it (as of `learn.distrib_ctx`) would share that out '
+                               'again: wrap only the network, in DistributedDataParallel')
+        self.shared = False
         return map(self.create_batch, chunked(samps, self.bs, self.drop_last))
 
     def shuffle_fn(self, idxs):
@@ -484,19 +489,11 @@ def _shard(idxs, bs, drop_last, rank, world):
     return own + (rest * world)[rank * size:(rank + 1) * size]   # repeats a few to fill up
 
 @patch
-def __iter__(self:TaskDL):
-    self.mine = True
-    yield from TfmdDL.__iter__(self)
-
-@patch
-def get_idxs(self:TaskDL):
-    idxs, (rank, world), mine = TfmdDL.get_idxs(self), _rank_and_world(), self.mine
-    self.mine = False
+def sample(self:TaskDL):
+    idxs, (rank, world) = TfmdDL.sample(self), _rank_and_world()
+    self.shared = True
     if world == 1: return idxs
-    if mine: return _shard(idxs, self.bs, self.drop_last, rank, world)
-    raise RuntimeError('TaskDL: it gives each process its share already, and here another loader '
-                       'around it (as of `learn.distrib_ctx`) would share that out again: wrap '
-                       'only the network, in DistributedDataParallel')
+    return iter(_shard(list(itertools.islice(idxs, self.n)), self.bs, self.drop_last, rank, world))
 
 @patch
 def __len__(self:TaskDL):
