@@ -18,7 +18,7 @@ from fastai.learner import Learner
 from fastai.torch_core import set_seed
 from matplotlib.axes import Axes
 from .networks import create_network, stages
-from .pretraining import task_learner
+from .pretraining import Compute, task_learner
 from .tasks import Task, normalization
 from .weights import load_weights, transfer_weights
 
@@ -41,6 +41,7 @@ def transfer_learner(
     seed:int=0,        # of the new head, batches and augmentation
     wd:float=.01,      # decoupled weight decay
     cbs:list=None,     # fastai callbacks
+    compute:Compute=None, # the choice of `compute_settings` if None
     **arch_kwargs,     # of the architecture; the source's where `arch` is None
 )->Learner:            # body carried, head new; `receipt` and `group_lrs` are set
     """Make a learner for the target that starts from a source's parameters
@@ -58,7 +59,7 @@ def transfer_learner(
     model = create_network(arch, task.n_classes, **arch_kwargs)
     receipt = transfer_weights(source, model, head, min_share)
     cbs = [GroupLRs(), *(cbs or [])]
-    learn = task_learner(task, model, bs, augment, stats, seed, wd, cbs, train_bn=False)
+    learn = task_learner(task, model, bs, augment, stats, seed, wd, cbs, compute, train_bn=False)
     learn.receipt = receipt
     return learn
 

@@ -49,9 +49,12 @@ class Compute:
     fused: bool            # whether one call updates all parameters
 
 def _computes_bfloat16(device):
+    "Whether a GPU's driver says so, or a CPU has AVX-512 or AMX instructions for it"
     module = torch.get_device_module(device)
-    if not hasattr(module, 'is_bf16_supported'): return False   # a CPU can, and was slower with it
-    return module.is_bf16_supported(including_emulation=False)
+    if hasattr(module, 'is_bf16_supported'):
+        return module.is_bf16_supported(including_emulation=False)
+    known = module.get_capabilities() if hasattr(module, 'get_capabilities') else {}
+    return any(known.get(o, False) for o in ('avx512_bf16', 'amx_bf16'))
 
 def _can_fuse(device):
     try: torch.optim.AdamW([torch.zeros(1, device=device, requires_grad=True)], fused=True)
@@ -207,16 +210,17 @@ def pretrain(
     wd:float=.01,       # decoupled weight decay
     seed:int=0,         # of weights, batches and augmentation
     cbs:list=None,      # fastai callbacks
+    compute:Compute=None, # the choice of `compute_settings` if None
     **arch_kwargs,      # of the architecture, such as `width`
 )->Learner:             # trained; `learn.recipe` says how
     "Train a new network on a task; raises `ValueError` for a bad network name or number of epochs"
     if n_epochs < 1: raise ValueError(f'pretrain: n_epochs must be 1 or more; got {n_epochs}')
     set_seed(seed)
     model = create_network(arch, task.n_classes, **arch_kwargs)
-    learn = task_learner(task, model, bs, augment, seed=seed, wd=wd, cbs=cbs)
+    learn = task_learner(task, model, bs, augment, seed=seed, wd=wd, cbs=cbs, compute=compute)
     lr_max = lr_max or default_lr(model)
-    learn.recipe = dict(task=task.name, n_epochs=n_epochs,
-                        lr_max=lr_max, bs=bs, wd=wd, seed=seed)
+    learn.recipe = dict(task=task.name, n_epochs=n_epochs, lr_max=lr_max, bs=bs, wd=wd, seed=seed,
+                        precision=str(learn.compute.precision).removeprefix('torch.'))
     learn.fit_one_cycle(n_epochs, lr_max)
     return learn
 

@@ -765,7 +765,8 @@ def _content(path, names, rule):
         sha.update(data)
     return sha.hexdigest()[:32]
 
-def _bar(it, total): return progress_bar(it, total=total, leave=False, display=total > 2000 and printing())
+def _bar(it, total):
+    return progress_bar(it, total=total, leave=False) if total > 2000 and printing() else it
 
 # %% ../nbs/00_tasks.ipynb #write-whole
 @contextmanager
@@ -845,9 +846,9 @@ def _sweep(cache):
         f.unlink()
         del records[f]
     keys, stem = {o['key'] for o in records.values()}, '[0-9a-f]' * 32
-    for f in [*cache.glob(f'{stem}.*'), *cache.glob(f'.{stem}.*')]:
-        if f.name.lstrip('.')[:32] not in keys:
-            with suppress(OSError): f.unlink()   # Windows keeps what is still mapped
+    unused = [f for f in cache.glob(f'{stem}.*') if f.stem not in keys]
+    for f in [*unused, *cache.glob(f'.{stem}.*'), *cache.glob(f'folders/.{stem}.*')]:
+        with suppress(OSError): f.unlink()   # Windows keeps what is still mapped
 
 # %% ../nbs/00_tasks.ipynb #cache-decoded
 def _decoded(path, rows, size_px, convert, cache):

@@ -1,9 +1,20 @@
-import os, shutil, subprocess
+import os, shutil, subprocess, tempfile
 import pytest
 from helpers import ROOT, run_ok
 
+cache_key = pytest.StashKey[tempfile.TemporaryDirectory]()
+
 def pytest_addoption(parser):
     parser.addoption('--cifar', action='store_true', help='run the cells marked #| cifar too (needs the CIFAR data)')
+
+def pytest_configure(config):
+    "Decoded pictures of this session go to a folder of its own, shared by the processes that run tests"
+    if 'PYTEST_XDIST_WORKER' in os.environ: return
+    config.stash[cache_key] = tempfile.TemporaryDirectory()
+    os.environ['NBTRANSFER_CACHE'] = config.stash[cache_key].name
+
+def pytest_unconfigure(config):
+    if cache_key in config.stash: config.stash[cache_key].cleanup()
 
 @pytest.fixture(scope='session')
 def one_thread():
