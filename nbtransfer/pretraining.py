@@ -61,6 +61,7 @@ def _can_fuse(device):
     except RuntimeError: return False
     return True
 
+# %% ../nbs/02_pretraining.ipynb #compute-settings
 def compute_settings(
     device=None,                # a torch device; fastai's `default_device()` if None
     channels_last:bool=None,    # the rule's choice if None

