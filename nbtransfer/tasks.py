@@ -457,7 +457,6 @@ class TaskDL(TfmdDL):
         self.on_device, self.i = on_device, 0
         super().__init__(dataset, bs, shuffle, num_workers=0, **kwargs)
 
-    def do_item(self, s): return s or 0
     def create_batch(self, b):
         self.i += 1
         return self.dataset.batch(b, self.device, self.on_device)
