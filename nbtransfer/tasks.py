@@ -284,12 +284,11 @@ _COPIES = WeakTensorKeyDictionary()
 def _placed(images, device, on_device):
     "The pictures on `device`, copied there once, if they fit or `on_device` says so"
     if device is None or device == images.device: return images
-    copies = _COPIES.setdefault(images, {})
-    if (device, on_device) not in copies:
+    copies, key = _COPIES.setdefault(images, {}), (device, on_device, images._version)
+    if key not in copies:
         fit = fits(images.nbytes, device) if on_device is None else on_device
-        copies[device, on_device] = images.to(device) if fit else None
-    found = copies[device, on_device]
-    return images if found is None else found
+        copies[key] = images.to(device) if fit else None
+    return images if copies[key] is None else copies[key]
 
 def _take(images, idxs):
     "`images[idxs]`, many times faster for rows of bytes"
@@ -531,9 +530,10 @@ def to_detach(self:TaskDL,
     gather:bool=True, # whether to join those of all processes
 )->tuple:             # the same, detached
     "Detach as fastai does; what processes gather is in order, without what was repeated"
-    b, each = to_detach(b, cpu, gather), self.bs * _rank_and_world()[1]
-    if not gather or self.drop_last or self.i < len(self) or not self.n % each: return b
-    return apply(lambda o: o[:self.n % each] if o.ndim else o, b)
+    b, world = to_detach(b, cpu, gather), _rank_and_world()[1]
+    n_last = self.n % (self.bs * world)
+    if world == 1 or not gather or self.drop_last or self.i < len(self) or not n_last: return b
+    return apply(lambda o: o[:n_last] if o.ndim else o, b)
 
 # %% ../nbs/00_tasks.ipynb #batch-augment
 class BatchAugment(Transform):
