@@ -1102,6 +1102,7 @@ def _cifar(name, url, seed):
     pixels = _decoded(path, rows, 32, False, None)
     return _memory_task(path, rows, *pixels, name, True, False, dict(valid=.1), seed)
 
+# %% ../nbs/00_tasks.ipynb #cifar-tasks
 @lru_cache
 def cifar10(
     seed:int=0, # of the split between train and valid
