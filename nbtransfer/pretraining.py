@@ -83,32 +83,26 @@ def compute_settings(
     return Compute(device, channels_last, precision, _can_fuse(device) if fused is None else fused)
 
 # %% ../nbs/02_pretraining.ipynb #autocast
+def _rounded(forward, precision, x):
+    "`forward(x)` computed in `precision`, as float32"
+    with torch.autocast(x.device.type, precision): logits = forward(x)
+    if logits.dtype == precision: return logits.float()
+    raise RuntimeError(f'Autocast: {precision} was asked for, and the network gives '
+                       f'{logits.dtype}: it sets its precision itself')
+
 class Autocast(Callback):
     "Compute the network in another precision, and make sure that it is; the loss stays float32"
     def __init__(self,
         precision:torch.dtype, # such as `torch.bfloat16`
     ):
         "Nothing is changed before a fit"
-        self.precision, self.handles = precision, []
+        self.precision = precision
 
     def before_fit(self):
-        self.after_fit()   # an interrupted fit leaves them
-        context = []
-        def start(model, args):
-            context.append(torch.autocast(args[0].device.type, self.precision))
-            context[-1].__enter__()
-        def stop(model, args, logits):
-            context.pop().__exit__(None, None, None)
-            if logits is None: return   # the network raised an error
-            if logits.dtype == self.precision: return logits.float()
-            raise RuntimeError(f'Autocast: {self.precision} was asked for, and the network gives '
-                               f'{logits.dtype}: it sets its precision itself')
-        self.handles = [self.model.register_forward_pre_hook(start),
-                        self.model.register_forward_hook(stop, always_call=True)]
+        self.after_fit()   # an interrupted fit leaves it
+        self.model.forward = partial(_rounded, self.model.forward, self.precision)
 
-    def after_fit(self):
-        for handle in self.handles: handle.remove()
-        self.handles = []
+    def after_fit(self): self.model.__dict__.pop('forward', None)
 
 # %% ../nbs/02_pretraining.ipynb #measure-compute
 def measure_compute(
