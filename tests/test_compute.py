@@ -32,10 +32,10 @@ def test_precision_is_that_of_the_layers_and_only_in_the_network(precision):
     assert ('precision=' + str(precision)) in repr(learn.compute)
 
 class Stop(Callback):
-    def after_pred(self): raise Broken.error
+    def after_pred(self): raise Broken.error('stopped')
 
 class Broken(torch.nn.Module):
-    def forward(self, x): raise self.error
+    def forward(self, x): raise self.error('stopped')
 
 @pytest.mark.parametrize('error', [KeyboardInterrupt, ValueError])
 def test_interrupted_fit_leaves_no_rounding_behind(error):
