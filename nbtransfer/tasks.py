@@ -24,6 +24,7 @@ import fastai.vision.learner  # teaches fastai to show batches and results of pi
 import matplotlib
 import numpy as np
 import pandas as pd
+import PIL
 import psutil
 import torch
 from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
@@ -37,7 +38,7 @@ from fastcore.basics import chunked, listify, patch
 from fastprogress.fastprogress import printing, progress_bar
 from fasttransform import Pipeline, Transform
 from filelock import FileLock, Timeout
-from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFile, ImageFilter, ImageFont, ImageOps
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torch import distributed as dist
@@ -265,7 +266,9 @@ def free_memory(
     "Ask the device's driver for its free memory; for a CPU, the system for what is available"
     if device is None: return psutil.virtual_memory().available
     module = torch.get_device_module(device)
-    if hasattr(module, 'mem_get_info'): return module.mem_get_info(device)[0]
+    if hasattr(module, 'mem_get_info'):              # what PyTorch holds and does not use is free
+        unused = module.memory_reserved(device) - module.memory_allocated(device)
+        return module.mem_get_info(device)[0] + unused
     if hasattr(module, 'recommended_max_memory'):    # Metal
         return module.recommended_max_memory() - module.driver_allocated_memory()
     return psutil.virtual_memory().available
@@ -283,12 +286,18 @@ _COPIES = WeakTensorKeyDictionary()
 
 def _placed(images, device, on_device):
     "The pictures on `device`, copied there once, if they fit or `on_device` says so"
-    if device is None or device == images.device: return images
-    copies, key = _COPIES.setdefault(images, {}), (device, on_device, images._version)
-    if key not in copies:
-        fit = fits(images.nbytes, device) if on_device is None else on_device
-        copies[key] = images.to(device) if fit else None
-    return images if copies[key] is None else copies[key]
+    if device is None or device == images.device or on_device is False: return images
+    copies = _COPIES.setdefault(images, {})
+    version, placed = copies.get(device, (None, None))
+    if version != images._version or (on_device and placed is None):
+        fit = on_device or fits(images.nbytes, device)
+        copies[device] = images._version, images.to(device) if fit else None
+        if not fit:
+            warnings.warn(f'Task.dls: {images.nbytes / 2**20:,.0f} MiB of pictures would take over '
+                          f'half of the free memory of {device}; each batch is copied there '
+                          'instead, which is slower: free some, or pass on_device=True')
+    placed = copies[device][1]
+    return images if placed is None else placed
 
 def _take(images, idxs):
     "`images[idxs]`, many times faster for rows of bytes"
@@ -296,6 +305,7 @@ def _take(images, idxs):
     return images.flatten(1).index_select(0, idxs).view(-1, *images.shape[1:])
 
 # %% ../nbs/00_tasks.ipynb #read-picture
+_PASSING = errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO   # not the file's fault
 _KINDS = {'1': '1-channel', 'L': '1-channel', 'LA': '2-channel', 'RGBA': '4-channel',
           'CMYK': '4-channel'}
 
@@ -329,7 +339,9 @@ def _read(path, size_px, convert):
             if size_px is None: return None
             im.draft(None, (2 * size_px, 2 * size_px))
             return _scaled(im, size_px)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError): return 'unreadable'
+    except Exception as e:   # decoders raise whatever they like
+        if getattr(e, 'errno', None) not in _PASSING: return 'unreadable'
+        raise RuntimeError(f'image_folder: {path} cannot be read now ({e}); try again') from e
 
 # %% ../nbs/00_tasks.ipynb #read-all
 def _read_all(items, size_px):
@@ -337,7 +349,8 @@ def _read_all(items, size_px):
     def read(o):
         if not isinstance(o, (str, Path)): return _scaled(PILImage.create(o), size_px)
         pixels = _read(o, size_px, convert=True)
-        if isinstance(pixels, str): raise ValueError(f'test_dl: {o} is no picture or is cut short')
+        if isinstance(pixels, str):
+            raise ValueError(f'a picture is needed; {o} is none, or is cut short')
         return pixels
     arrays = np.array([read(o) for o in items], np.uint8).reshape(-1, size_px, size_px, 3)
     return torch.from_numpy(arrays)
@@ -391,6 +404,8 @@ def _batch_tfms(task, augment, stats):
     augment = augment.fs if isinstance(augment, Pipeline) else augment or []
     mean, std = stats or task.stats
     return [IntToFloatTensor(), *listify(augment), Normalize.from_stats(mean, std, cuda=False)]
+
+def _eval_bs(task, bs): return max(bs, 512 * 32**2 // task.size_px**2)   # no gradients to keep
 
 def _check_bs(bs, n_each):
     if bs < 1: raise ValueError(f'Task.dls: bs must be 1 or more; got {bs}')
@@ -469,20 +484,23 @@ class TaskDL(TfmdDL):
         yield from map(self.after_batch, map(self.create_batch, batches))
         self.after_iter()
 
-    def shuffle_fn(self, idxs):
-        rng = torch.Generator().manual_seed(self.rng.getrandbits(63))
-        return torch.tensor(idxs)[torch.randperm(len(idxs), generator=rng)].tolist()
-
     def new(self, dataset=None, cls=None, **kwargs):
         "Make a loader like this one, of a data set or of whatever `TaskSplit.picked` takes"
         if dataset is not None and not isinstance(dataset, TaskSplit):
             dataset = self.dataset.picked(dataset)
-        return super().new(dataset, cls, **{'on_device': self.on_device, **kwargs})
+        dl = super().new(dataset, cls, **{'on_device': self.on_device, **kwargs})
+        dl.rng = copy(self.rng)
+        return dl
 
     def _one_pass(self): # fastai's would need a picture
         self._n_inp, self._types = 1, {tuple: [TensorImage, TensorCategory]}
 
 # %% ../nbs/00_tasks.ipynb #task-dl-seeds
+@patch
+def shuffle_fn(self:TaskDL, idxs):
+    rng = torch.Generator().manual_seed(self.rng.getrandbits(63))
+    return torch.tensor(idxs)[torch.randperm(len(idxs), generator=rng)].tolist()
+
 @patch
 def before_iter(self:TaskDL):
     "Refuse item transforms; seed augmentations"
@@ -493,7 +511,7 @@ def before_iter(self:TaskDL):
     TfmdDL.before_iter(self)
     self.i = 0
     rng = Random(self.rng.getrandbits(63) + _rank_and_world()[0])
-    for tfm in self.after_batch.fs:
+    for tfm in self.after_batch.fs if self.dataset.split_idx == 0 else ():
         if isinstance(tfm, BatchAugment): tfm.seed(rng.getrandbits(63))
 
 # %% ../nbs/00_tasks.ipynb #shard
@@ -719,11 +737,12 @@ def dls(self:Task,
     device, n_each = device or default_device(), len(self.splits['train']) // _rank_and_world()[1]
     _check_bs(bs, n_each)
     def loader(split, bs, **kwargs):
-        return TaskDL(TaskSplit(self, split), bs, after_batch=tfms, device=device,
-                      on_device=on_device, **kwargs)
-    train = loader('train', min(bs, n_each), shuffle=True, drop_last=True)
-    train.rng = Random(seed)
-    return TaskDataLoaders(train, loader('valid', 512), loader('test', 512), device=device)
+        dl = TaskDL(TaskSplit(self, split), bs, after_batch=tfms, device=device,
+                    on_device=on_device, **kwargs)
+        dl.rng = Random(seed)
+        return dl
+    train, n = loader('train', min(bs, n_each), shuffle=True, drop_last=True), _eval_bs(self, bs)
+    return TaskDataLoaders(train, loader('valid', n), loader('test', n), device=device)
 
 # %% ../nbs/00_tasks.ipynb #inference-card
 def normalization(
@@ -793,16 +812,18 @@ def _listing(path):
             if o.name.startswith('.'): continue
             if o.is_dir(): yield from walk(o.path, f'{name}/')
             elif os.path.splitext(name)[1].lower() in image_extensions:
-                stat = o.stat()
-                yield name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+                try: stat = o.stat()
+                except OSError: yield name, -1, 0, 0   # a link to nothing: unreadable, and said so
+                else: yield name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
     return sorted(walk(path, ''))
 
 def _content(path, names, rule):
     "Hash of the names and bytes of all files, and of the rule they are decoded by"
     sha = hashlib.sha256(json.dumps(rule).encode())
     for name in _bar(names, len(names)):
-        data = (path/name).read_bytes()
-        sha.update(f'{name}\0{len(data)}\0'.encode())
+        try: data = (path/name).read_bytes()
+        except OSError: data = b''
+        sha.update(f'{name}\0{len(data)}\0'.encode(errors='surrogateescape'))
         sha.update(data)
     return sha.hexdigest()[:32]
 
@@ -830,7 +851,8 @@ def write_whole(
 def _decode(files, size_px, convert):
     "Arrays, or words that say what is wrong, in order"
     # Python runs one thread at a time, and small files keep it busy: there two threads are slower
-    n_bytes = sum(os.path.getsize(f) for f in files[:100]) / len(files[:100])
+    some = [os.path.getsize(f) for f in files[:100] if f.exists()] or [0]
+    n_bytes = sum(some) / len(some)
     n_threads, n_part = (os.cpu_count(), 4) if n_bytes > 16_384 else (1, 256)
     def read(part): return [_read(f, size_px, convert) for f in part]
     pool = ThreadPoolExecutor(n_threads)
@@ -857,11 +879,11 @@ def _open_pixels(file):
     try:
         facts = json.loads(file.with_suffix('.json').read_text())
         n, size_px, bad = facts['n'], facts['size_px'], facts['bad']
-        if file.stat().st_size != n * size_px**2 * 3: return None
-    except (OSError, ValueError, KeyError, TypeError): return None
-    shape = n, size_px, size_px, 3
-    if n == 0: return torch.zeros(shape, dtype=torch.uint8), bad
-    return torch.from_file(str(file), size=math.prod(shape), dtype=torch.uint8).view(shape), bad
+        shape = n, size_px, size_px, 3
+        if file.stat().st_size != math.prod(shape): return None
+        if n == 0: return torch.zeros(shape, dtype=torch.uint8), bad
+        return torch.from_file(str(file), size=math.prod(shape), dtype=torch.uint8).view(shape), bad
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError): return None
 
 @contextmanager
 def _locked(cache, n_bytes):
@@ -880,13 +902,20 @@ def _locked(cache, n_bytes):
                       f'written in {cache}, which failed ({e}): make room there, or set '
                       'NBTRANSFER_CACHE to another folder') from e
 
-def _sweep(cache):
-    "Delete the pixels that no folder leads to any more, and what a killed process left"
-    records = {f: json.loads(f.read_text()) for f in (cache/'folders').glob('*.json')}
-    for f in [f for f, o in records.items() if not Path(o['folder']).is_dir()]:
-        f.unlink()
-        del records[f]
-    keys, stem = {o['key'] for o in records.values()}, '[0-9a-f]' * 32
+# %% ../nbs/00_tasks.ipynb #cache-sweep
+def _record(file):
+    "What is known of a folder: where it is, its listing, its content; nothing if that is damaged"
+    try: return {k: str(json.loads(file.read_text())[k]) for k in ('folder', 'listing', 'key')}
+    except (OSError, ValueError, KeyError, TypeError): return dict(folder='', listing='', key='')
+
+def _sweep(cache, days=30):
+    "Delete pixels that no folder leads to, or one that is gone for long; and what was cut off"
+    stem, keys = '[0-9a-f]' * 32, set()
+    for f in (cache/'folders').glob('*.json'):
+        known, age_s = _record(f), time.time() - f.stat().st_mtime
+        if os.path.isdir(known['folder']) or known['key'] and age_s < days * 86_400:
+            keys.add(known['key'])
+        else: f.unlink()
     unused = [f for f in cache.glob(f'{stem}.*') if f.stem not in keys]
     for f in [*unused, *cache.glob(f'.{stem}.*'), *cache.glob(f'folders/.{stem}.*')]:
         with suppress(OSError): f.unlink()   # Windows keeps what is still mapped
@@ -894,22 +923,22 @@ def _sweep(cache):
 # %% ../nbs/00_tasks.ipynb #cache-decoded
 def _decoded(path, rows, size_px, convert, cache):
     "Pictures of a listing and the names left out, from the cache if they are there"
-    cache, rule, names = Path(cache or cache_folder()), [1, size_px, convert], [r[0] for r in rows]
+    now, cache, names = time.time_ns(), Path(cache or cache_folder()), [r[0] for r in rows]
+    rule = [1, size_px, convert, PIL.__version__, ImageFile.LOAD_TRUNCATED_IMAGES]
     folder = str(path.resolve())
     listing = hashlib.sha256(json.dumps([rule, rows]).encode()).hexdigest()
-    place = hashlib.sha256(f'{folder} {size_px}'.encode()).hexdigest()[:32]
+    place = hashlib.sha256(json.dumps([folder, size_px, convert]).encode()).hexdigest()[:32]
     record = cache/'folders'/f'{place}.json'
-    with suppress(OSError, ValueError):
-        known = json.loads(record.read_text())
-        if known['listing'] == listing and (found := _open_pixels(cache/f'{known["key"]}.u8')):
-            return found
+    known = _record(record)
+    if known['listing'] == listing and (found := _open_pixels(cache/f'{known["key"]}.u8')):
+        return found
     key, newest = _content(path, names, rule), max(max(r[2:]) for r in rows)
     with _locked(cache, len(names) * size_px**2 * 3):
         file = cache/f'{key}.u8'
         if not _open_pixels(file): _write_pixels(path, names, file, size_px, convert)
         found = _open_pixels(file)
         # a file changed twice within a tick of the clock may keep its times: do not trust them yet
-        if time.time_ns() - newest < 2e9: listing = ''
+        if 0 <= now - newest < 2e9: listing = ''
         known = dict(folder=folder, key=key, listing=listing)
         with write_whole(record) as f: f.write(json.dumps(known).encode())
         _sweep(cache)

@@ -97,6 +97,7 @@ def test_other_rules_are_other_entries(folder, cache):
     assert b.images.shape == (N, 8, 8, 3) and torch.equal(read(folder, cache).images, a.images)
     assert len(pixel_files(cache)) == 2
     shutil.rmtree(folder)
+    for f in (cache/'folders').iterdir(): os.utime(f, (0, 0))   # gone for long
     other = folder.with_name('other')
     for i in range(12):
         (other/f'{i % 2}').mkdir(parents=True, exist_ok=True)
@@ -111,7 +112,9 @@ def test_files_that_are_not_ours_stay(folder, cache):
     assert {'notes.json', 'a.u8', '.hidden'} <= set(files(cache))
 
 @pytest.mark.parametrize('damage', [lambda f: f.write_bytes(f.read_bytes()[:-1]), lambda f: f.write_bytes(b''), lambda f: f.unlink(),
-    lambda f: f.with_suffix('.json').write_text('{'), lambda f: f.with_suffix('.json').unlink()], ids=['cut', 'empty', 'gone', 'bad note', 'no note'])
+    lambda f: f.with_suffix('.json').write_text('{'), lambda f: f.with_suffix('.json').unlink(),
+    lambda f: [o.write_text('{}') for o in f.parent.glob('folders/*')], lambda f: [o.write_text('') for o in f.parent.glob('folders/*')]],
+    ids=['cut', 'empty', 'gone', 'bad note', 'no note', 'bad record', 'empty record'])
 def test_damaged_entry_is_made_again(damage, folder, cache):
     settle()
     read(folder, cache)
@@ -205,6 +208,27 @@ def test_what_is_wrong_is_remembered(folder, cache, no_decoding):
     with pytest.warns(UserWarning, match='left out 1 of 25'): task = read(folder, cache, skip_bad=True)
     (folder/'cat'/'bad.png').unlink()
     assert right(task, folder)
+
+def test_link_to_nothing_is_unreadable(folder, cache):
+    (folder/'cat'/'zz.png').symlink_to(folder/'nowhere.png')
+    with pytest.raises(ValueError, match='1 of 25 files cannot be decoded: cat/zz.png'): read(folder, cache)
+    with pytest.warns(UserWarning, match='cat/zz.png'): assert len(read(folder, cache, skip_bad=True).images) == N
+
+def test_folder_that_is_away_for_a_while_keeps_its_pixels(folder, cache, no_decoding):
+    settle()
+    read(folder, cache)
+    folder.rename(folder.with_name('away'))
+    read(folder.with_name('away'), cache, seed=1)
+    folder.with_name('away').rename(folder)
+    no_decoding('_decode')
+    assert right(read(folder, cache), folder)
+
+def test_trouble_that_passes_is_not_blamed_on_the_file(folder, cache, monkeypatch):
+    def too_many(path): raise OSError(24, 'Too many open files')
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks.Image, 'open', too_many)
+        with pytest.raises(RuntimeError, match='cannot be read now.*Too many open files.*try again'): read(folder, cache)
+    assert right(read(folder, cache), folder)
 
 def test_large_photographs_are_decoded_in_threads_and_in_order(tmp_path, cache):
     rng = np.random.default_rng(0)

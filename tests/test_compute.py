@@ -27,7 +27,7 @@ def test_precision_is_that_of_the_layers_and_only_in_the_network(precision):
     seen = watch(learn)
     learn.fit(1)
     preds, _ = learn.get_preds()
-    assert {o for o, _ in seen} == {precision} and preds.dtype == torch.float32
+    assert seen == {(precision, True)} and preds.dtype == torch.float32
     assert {p.dtype for p in learn.model.parameters()} == {torch.float32} and not torch.is_autocast_enabled('cpu')
     assert ('precision=' + str(precision)) in repr(learn.compute)
 
@@ -43,11 +43,16 @@ def test_interrupted_fit_leaves_no_rounding_behind(error):
     learn = task_learner(task, article_cnn(10), bs=40, cbs=[Quiet(), Stop()], compute=compute_settings(precision=torch.bfloat16))
     with pytest.raises(error): learn.fit(1)
     assert not torch.is_autocast_enabled('cpu')
+    plain = task_learner(task, learn.model, bs=40, cbs=[Quiet()], compute=compute_settings(precision=torch.float32))
+    seen = watch(plain)
+    plain.fit(1)
+    assert {o for o, _ in seen} == {torch.float32}, 'the next learner is not rounded'
     learn.remove_cb(Stop)
     learn.fit(1)
     assert 'forward' not in learn.model.__dict__
     learn.model.head = Broken()
     with pytest.raises(error): learn.fit(1)
+    for m in learn.model.modules(): m._forward_hooks = type(m._forward_hooks)((k, o) for k, o in m._forward_hooks.items() if 'watch' not in repr(o))
     pickle.dumps(learn.model)
     assert not torch.is_autocast_enabled('cpu')
 
@@ -56,6 +61,9 @@ def test_learners_that_are_made_for_the_user_take_the_settings():
     source = pretrain(task, 'resnet9', 1, width=2, cbs=[Quiet()], compute=compute)
     target = transfer_learner(task, source, cbs=[Quiet()], compute=compute)
     for learn in (source, target):
+        seen = watch(learn)
+        learn.validate()
+        assert seen == {(torch.bfloat16, False)}
         learn.create_opt()
         assert learn.compute == compute and learn.opt.opt.defaults['fused'] is False and is_channels_last(learn.model) == {False}
         assert any(isinstance(cb, Autocast) for cb in learn.cbs)
@@ -83,3 +91,20 @@ def test_measuring_leaves_the_network_alone():
     table = measure_compute(model, bs=8, repeats=1)
     assert len(table) == 8 and (table.images_per_s > 0).all() and table.times.is_monotonic_decreasing
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items()) and is_channels_last(model) == {False}
+
+def test_two_precisions_are_refused():
+    learn = task_learner(task, article_cnn(10), bs=40, cbs=[Quiet()], compute=compute_settings(precision=torch.bfloat16)).to_fp16()
+    with pytest.raises(RuntimeError, match='one precision is needed'): learn.fit(1)
+
+def test_networks_own_forward_is_given_back():
+    model, calls = article_cnn(10), []
+    def own(x):
+        calls.append(x)
+        return type(model).forward(model, x)
+    model.forward = own
+    task_learner(task, model, bs=40, cbs=[Quiet()], compute=compute_settings(precision=torch.bfloat16)).fit(1)
+    assert calls and model.forward is own
+
+def test_device_that_is_not_here():
+    if torch.cuda.is_available(): pytest.skip('it is here')
+    with pytest.raises(ValueError, match='cuda is not'): compute_settings(torch.device('cuda'))

@@ -149,10 +149,12 @@ def test_pictures_are_copied_to_the_device_once_and_only_if_they_fit(monkeypatch
         for dl in task.subset(20).dls(50, device=meta, **kwargs)[:2]: list(dl)
         return max(moved)
     assert epoch(on_device=False) < task.images.nbytes
-    monkeypatch.setattr('nbtransfer.tasks.free_memory', lambda device=None: 3 * task.images.nbytes)
-    assert epoch() == task.images.nbytes and epoch() < task.images.nbytes and epoch(on_device=True) <= task.images.nbytes
     monkeypatch.setattr('nbtransfer.tasks.free_memory', lambda device=None: 1.9 * task.images.nbytes)
-    assert not fits(task.images.nbytes, meta)
+    with pytest.warns(UserWarning, match='over half of the free memory of meta.*on_device=True'): assert epoch() < task.images.nbytes
+    assert not fits(task.images.nbytes, meta) and epoch(on_device=True) == task.images.nbytes
+    task.images[0] = 0   # the copy is out of date
+    monkeypatch.setattr('nbtransfer.tasks.free_memory', lambda device=None: 3 * task.images.nbytes)
+    assert epoch() == task.images.nbytes and epoch() < task.images.nbytes and epoch(on_device=True) < task.images.nbytes
 
 # What inference needs
 
@@ -195,6 +197,16 @@ def test_same_seed_same_batches_whatever_happened_before():
     assert prints(digits().dls(100, augments, seed=3).train, 2) == first
     assert not set(first[:len(first) // 2]) & set(first[len(first) // 2:]), 'epochs differ'
     assert not set(prints(digits().dls(100, augments, seed=4).train)) & set(first)
+
+def test_looking_at_other_batches_changes_nothing():
+    a, b = (digits().dls(100, augments, seed=3) for _ in range(2))
+    seen = []
+    for x, y in a.train:
+        a.valid.one_batch()
+        seen.append(x.sum().item())
+    assert seen == [x.sum().item() for x, _ in b.train]
+    news = [[y.tolist() for _, y in digits().dls(100, seed=3).train.new(bs=40)] for _ in range(2)]
+    assert news[0] == news[1]
 
 def test_same_seed_same_batches_in_another_process():
     code = ('import sys; sys.path[:0] = ["tests"]\nfrom test_loaders import *\n'
