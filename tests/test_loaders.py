@@ -6,7 +6,6 @@ from fastai.interpret import ClassificationInterpretation, Interpretation
 from fastai.learner import Learner, load_learner
 from fastai.callback.all import GradientAccumulation, SaveModelCallback, EarlyStoppingCallback
 from fastai.losses import CrossEntropyLossFlat
-from fastai.torch_core import TensorImage
 from fastai.vision.augment import Brightness, Rotate, aug_transforms
 from fasttransform import Pipeline
 from hypothesis import given, settings, strategies as st
@@ -14,11 +13,10 @@ from PIL import Image
 from scipy import ndimage, stats
 from torchvision.transforms.v2 import functional as tv
 from helpers import ROOT, run_ok
-from nbtransfer.finetuning import transfer_learner
 from nbtransfer.networks import article_cnn, resnet9
 from nbtransfer.pretraining import Quiet, task_learner
-from nbtransfer.tasks import (AffineAugment, BatchAugment, Cutout, ReflectCrop, Task, TaskDL, TaskSplit, digits, fits,
-    image_folder, inference_card, inference_dls, letters)
+from nbtransfer.tasks import (AffineAugment, Cutout, ReflectCrop, Task, TaskDL, TaskSplit, digits, fits, inference_card,
+    inference_dls)
 from nbtransfer.weights import load_weights, save_weights
 
 few = settings(max_examples=20, deadline=None)
@@ -220,7 +218,6 @@ def marked(n, n_classes):
     labels = numbers % n_classes
     images = torch.zeros(n, 4, 4, 3, dtype=torch.uint8)
     images[:, 0, 0, 0], images[:, 0, 0, 1], images[:, 0, 0, 2] = numbers // 256, numbers % 256, labels
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(n))
     cut = n_classes * 2
     splits = dict(train=numbers[cut * 2:], valid=numbers[:cut], test=numbers[cut:cut * 2])
     return Task('marked', images, labels, [f'c{c}' for c in range(n_classes)], {s: o[torch.randperm(len(o))] for s, o in splits.items()})
@@ -244,7 +241,7 @@ def test_labels_follow_pictures(n, n_classes, bs, seed, per_class):
 @few
 @given(n=st.integers(60, 400), world=st.integers(1, 4), bs=st.integers(1, 30), seed=st.integers(0, 99))
 def test_shards_are_one_pass(n, world, bs, seed):
-    task, seen = marked(n, 3), {}
+    task = marked(n, 3)
     for split, k in (('train', 0), ('valid', 1)):
         epochs = []
         for rank in range(world):
@@ -259,7 +256,7 @@ def test_shards_are_one_pass(n, world, bs, seed):
         gathered = [i for step in zip(*epochs) for batch in step for i in batch]
         own = task.splits[split].tolist()
         if k: assert gathered[:len(own)] == own and len(gathered) < len(own) + world
-        else: assert len(set(gathered)) == len(gathered) == len(own) // (bs * world) * bs * world if bs * world <= len(own) else True
+        elif bs * world <= len(own): assert len(set(gathered)) == len(gathered) == len(own) // (bs * world) * bs * world
 
 def test_a_loader_around_it_is_refused(monkeypatch):
     "As fastai's `DistributedDL` asks; with it, each process would have a quarter instead of a half"
