@@ -50,6 +50,11 @@ class Compute:
     precision: torch.dtype # of convolutions and matrix products: float32 or bfloat16
     fused: bool            # whether one call updates all parameters
 
+    @property
+    def layout(self)->torch.memory_format: # channels-last or contiguous
+        "Memory format as torch names it"
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
 def _computes_bfloat16(device):
     "Whether a GPU's driver says so, or a CPU has AVX-512 or AMX instructions for it"
     module = torch.get_device_module(device)
@@ -157,8 +162,8 @@ def measure_compute(
 
 def _step(model, x, compute):
     "A function that trains `model` for a step and waits for the device"
-    layout = torch.channels_last if compute.channels_last else torch.contiguous_format
-    model, x = model.to(x.device, memory_format=layout).train(), x.contiguous(memory_format=layout)
+    model = model.to(x.device, memory_format=compute.layout).train()
+    x = x.contiguous(memory_format=compute.layout)
     opt = torch.optim.AdamW(model.parameters(), 1e-4, fused=compute.fused)
     def step():
         with torch.autocast(x.device.type, compute.precision, compute.precision != torch.float32):
@@ -217,11 +222,10 @@ def task_learner(
                          f'n_classes={task.n_classes}')
     compute = compute or compute_settings()
     dls = task.dls(bs, augment, stats, seed, compute.device)
-    layout = torch.channels_last if compute.channels_last else torch.contiguous_format
-    _release(model.to(memory_format=layout))   # of what an interrupted fit left
+    _release(model.to(memory_format=compute.layout))   # of what an interrupted fit left
     opt_func = partial(OptimWrapper, opt=torch.optim.AdamW, fused=compute.fused)
     rounding = [] if compute.precision == torch.float32 else [Autocast(compute.precision)]
-    cbs = [Curves(), Layout(layout), *rounding, *(cbs or [])]
+    cbs = [Curves(), Layout(compute.layout), *rounding, *(cbs or [])]
     learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(), metrics=accuracy,
                     opt_func=opt_func, splitter=layer_groups, wd=wd, cbs=cbs, **kwargs)
     learn.compute = compute

@@ -34,8 +34,7 @@ def synchronize(device):
 
 def stepper(model, compute):
     "A function that trains one step, without any framework"
-    layout = torch.channels_last if compute.channels_last else torch.contiguous_format
-    model = model.to(compute.device, memory_format=layout).train()
+    model = model.to(compute.device, memory_format=compute.layout).train()
     opt, loss_func = torch.optim.AdamW(model.parameters(), 1e-4, fused=compute.fused), nn.CrossEntropyLoss()
     def step(x, y):
         with torch.autocast(compute.device.type, compute.precision, compute.precision != torch.float32): logits = model(x)
@@ -47,7 +46,7 @@ def stepper(model, compute):
 def bare(model, compute, batch, n_steps):
     step = stepper(model, compute)
     x, y = (o.as_subclass(torch.Tensor) for o in batch)
-    if compute.channels_last: x = x.contiguous(memory_format=torch.channels_last)
+    x = x.contiguous(memory_format=compute.layout)
     def run():
         for _ in range(n_steps): step(x, y)
     return run
@@ -72,11 +71,10 @@ def torchvision(task, model, compute, bs, n_steps, num_workers):
     loader = DataLoader(data, bs, shuffle=True, drop_last=True, num_workers=num_workers, persistent_workers=num_workers > 0,
                         pin_memory=torch.cuda.is_available())
     step, batches = stepper(model, compute), cycle(loader)
-    layout = torch.channels_last if compute.channels_last else torch.contiguous_format
     def run():
         for _ in range(n_steps):
             x, y = next(batches)
-            step(x.to(compute.device, memory_format=layout, non_blocking=True), y.to(compute.device, non_blocking=True))
+            step(x.to(compute.device, memory_format=compute.layout, non_blocking=True), y.to(compute.device, non_blocking=True))
     return run
 
 def table(arch, args):
