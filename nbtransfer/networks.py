@@ -6,11 +6,12 @@ Docs: https://nbtransfer.github.io/nbtransfer/networks.html.md"""
 
 # %% auto #0
 __all__ = ['count_params', 'count_flops', 'article_cnn', 'Residual', 'resnet9', 'create_network', 'Stage', 'stages',
-           'body_and_head', 'layer_groups', 'network_table']
+           'body_and_head', 'layer_groups', 'network_table', 'flops_by_layer', 'picture_shape', 'tensors_of']
 
 # %% ../nbs/01_networks.ipynb #imports
 from collections import OrderedDict
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from typing import NamedTuple
 import pandas as pd
 import timm
@@ -26,18 +27,22 @@ def count_params(
     "Count the parameters of `model`"
     return sum(p.numel() for p in model.parameters())
 
+def _flop_counter(model, size_px, n_in):
+    "The counter after one forward pass of one picture"
+    was_training, p = model.training, next(model.parameters())
+    model.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, n_in, size_px, size_px, device=p.device, dtype=p.dtype))
+    model.train(was_training)
+    return counter
+
 def count_flops(
     model:nn.Module, # any network that takes pictures
     size_px:int=32,  # height and width of the picture
     n_in:int=3,      # channels
 )->int:              # multiplications and additions in one forward pass of one picture
     "Count the FLOPs of `model` in one forward pass; a multiplication and an addition are two"
-    was_training, p = model.training, next(model.parameters())
-    model.eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, n_in, size_px, size_px, device=p.device, dtype=p.dtype))
-    model.train(was_training)
-    return counter.get_total_flops()
+    return _flop_counter(model, size_px, n_in).get_total_flops()
 
 # %% ../nbs/01_networks.ipynb #assemble
 def _assemble(name, body, head, **kwargs):
@@ -188,7 +193,8 @@ def stages(
     params = [[p for m in modules for p in m.parameters()] for _, modules in found]
     held = {id(p) for ps in params for p in ps}
     params[0] = [p for p in body.parameters() if id(p) not in held] + params[0]
-    of_body = [Stage(n, ms, ps) for (n, ms), ps in zip(found, params) if ps]
+    of_body = [Stage('body.head' if n == 'head' else n, ms, ps)
+               for (n, ms), ps in zip(found, params) if ps]
     return [*of_body, Stage('head', [head], list(head.parameters()))]
 
 def body_and_head(
@@ -216,3 +222,55 @@ def network_table(
     rows = [(s.name, len(s.params), sum(p.numel() for p in s.params)) for s in stages(model)]
     table = pd.DataFrame(rows, columns=['stage', 'tensors', 'parameters'])
     return table.assign(share=(table.parameters / table.parameters.sum()).round(3))
+
+# %% ../nbs/01_networks.ipynb #by-layer
+def flops_by_layer(
+    model:nn.Module, # any network that takes pictures
+    size_px:int=32,  # height and width of the picture
+    n_in:int=3,      # channels
+)->dict:             # name of a module → FLOPs of its own, those of its children left out
+    "Split the FLOPs of one forward pass by module; they add up to `count_flops`"
+    counts, root = _flop_counter(model, size_px, n_in).get_flop_counts(), type(model).__name__
+    def total(name): return sum(counts.get(f'{root}.{name}' if name else root, {}).values())
+    own = {n: total(n) - sum(total(f'{n}.{c}' if n else c) for c, _ in m.named_children())
+           for n, m in model.named_modules()}
+    return {n: flops for n, flops in own.items() if flops}
+
+def picture_shape(
+    model:nn.Module, # a network with `body` and `head`
+)->tuple:            # channels, height and width in pixels
+    "Say what pictures a network was made for: 32×32 where neither it nor its library says"
+    body = body_and_head(model)[0]
+    n_in = next((m.in_channels for m in body.modules() if isinstance(m, nn.Conv2d)), 3)
+    patches = getattr(body, 'patch_embed', None)
+    size = getattr(body, 'image_size', None) or getattr(patches, 'img_size', None)
+    if size is None and '/' in getattr(model, 'arch', {}).get('name', ''):
+        size = getattr(body, 'default_cfg', {}).get('input_size', (3, 224, 224))[1:]
+    return n_in, *((size, size) if isinstance(size, int) else size or (32, 32))
+
+# %% ../nbs/01_networks.ipynb #tensors-of
+def _names_of(model, stage):
+    "Names of a stage's parameters and buffers in the network's state dict"
+    held = {id(t) for t in (*stage.params, *(b for m in stage.modules for b in m.buffers()))}
+    return {n for n, t in model.state_dict(keep_vars=True).items() if id(t) in held}
+
+def tensors_of(
+    model:nn.Module, # a network with `body` and `head`
+    which:object,    # a number of stages, a stage's name, a pattern with `*`, or a list of these
+)->set:              # names in the network's state dict
+    """Give the names of the tensors in some parts of a network
+
+    A number counts stages from the input, as slices do: 2 are the first two, -1 all but the head.
+    Raises `ValueError`, listing the stages, for what names nothing."""
+    found, parts = set(), stages(model)
+    for w in which if isinstance(which, (list, tuple, set)) else [which]:
+        if isinstance(w, int) and -len(parts) <= w <= len(parts): chosen = parts[:w]
+        else: chosen = [p for p in parts if p.name == w]
+        names = {n for p in chosen for n in _names_of(model, p)}
+        if isinstance(w, str) and '*' in w:
+            names = {n for n in model.state_dict() if fnmatchcase(n, w)}
+        if not names and w != 0:
+            raise ValueError('tensors_of: a number of stages, a stage or a pattern with * is needed; '
+                             f'{w!r} names nothing; stages: {", ".join(p.name for p in parts)}')
+        found |= names
+    return found
