@@ -51,7 +51,7 @@ def _add_options(command, run):
     add('--out', out, 'folder for the results', 'DIR', type=Path)
     flag('--overwrite', 'write into a folder that has files already')
     if run is _demo: return add('--seeds', 5, 'number of seeds')
-    weights = '' if run is _pretrain else '; or a weights file, or the name of a shipped network'
+    weights = '' if run is _pretrain else '; or a weights file, or the name of a network that has weights'
     command.add_argument('--source', required=True, help=_TASKS + weights)
     if run is not _pretrain: command.add_argument('--target', required=True, help=_TASKS)
     archs = 'article_cnn, resnet9, or a timm or torchvision name'
@@ -144,18 +144,18 @@ def _check_network(nb, args, task):
 def _few(task, args, seed): return task.subset(args.per_class, seed) if args.per_class else task
 
 def _source(nb, args):
-    "A trained network, or a function that trains one: everything else is to be checked before"
-    if args.source in nb.shipped_names() or Path(args.source).is_file():
-        return nb.load_weights(args.source)
-    if not Path(args.source).exists() and args.source not in _BUILT_IN:
-        raise ValueError(f'a source is needed: {_TASKS}, a weights file, or one of '
-                         f'{nb.shipped_names()}; got {args.source!r}')
+    "Weights from anywhere, or a function that trains some: everything else is checked before"
+    if args.source not in _BUILT_IN and not Path(args.source).is_dir():
+        try: return nb.read_source(args.source)
+        except ValueError as e:
+            raise ValueError(f'a source is needed: {_TASKS}, or weights; got {args.source!r}, and '
+                             f'{e}') from e
     task = _task(nb, args.source, args)
     _check_network(nb, args, task)
     return lambda: _train_source(nb, args, task)
 
 # %% ../nbs/15_cli.ipynb #train-source
-def _trained(source): return source if hasattr(source, 'arch') else source()
+def _trained(source): return source() if callable(source) else source
 
 def _train_source(nb, args, task):
     "Pretrain on a source task and keep the weights"
@@ -163,7 +163,7 @@ def _train_source(nb, args, task):
     learn = nb.pretrain(task, args.arch, args.source_epochs, bs=args.batch_size, cbs=_quiet(nb))
     metrics = dict(valid_accuracy=learn.validate(1)[1])
     print(f'  accuracy on its valid pictures: {metrics["valid_accuracy"]:.1%}', flush=True)
-    return nb.load_weights(nb.save_weights(learn, args.out/'source.safetensors', metrics=metrics))
+    return nb.read_source(nb.save_weights(learn, args.out/'source.safetensors', metrics=metrics))
 
 # %% ../nbs/15_cli.ipynb #report
 def _keep(nb, args, learn, stem, seed, half=False):
@@ -203,7 +203,8 @@ def _finetune(args):
     source = _trained(source)
     for seed, few in enumerate(tasks):
         n_epochs = args.epochs or nb.epochs_for(few, 200, args.batch_size)
-        learn = nb.transfer_learner(few, source, bs=args.batch_size, seed=seed, cbs=_quiet(nb))
+        arch = None if 'arch' in source.card else args.arch
+        learn = nb.transfer_learner(few, source, arch, bs=args.batch_size, seed=seed, cbs=_quiet(nb))
         if seed == 0: print(f'{learn.receipt}\nFine-tuning, {n_epochs} epochs', flush=True)
         nb.fine_tune(learn, n_epochs)
         accs.append(_keep(nb, args, learn, 'finetuned', seed))

@@ -14,16 +14,14 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from fastai.learner import Learner
 from fastcore.basics import patch
 from fastprogress.fastprogress import progress_bar
 from matplotlib.axes import Axes
 from scipy.stats import t as student_t
-from torch import nn
 from .finetuning import fine_tune, transfer_learner
 from .pretraining import Quiet, SkipValid, default_lr, pretrain
-from .tasks import Task, normalization, write_whole
-from .weights import load_weights
+from .tasks import Task, write_whole
+from .weights import read_source
 
 # %% ../nbs/05_comparison.ipynb #interval
 def paired_interval(
@@ -56,9 +54,9 @@ def _tuned(lr_max, n_frozen):
 
 def _scratch(task, source, n_epochs, seed, bs, cbs):
     "Train the source's network from random weights"
-    made = dict(source.arch['kwargs'])
+    made = dict(source.card['arch']['kwargs'])
     made.pop('n_classes')
-    return pretrain(task, source.arch['name'], n_epochs, bs=bs, seed=seed, cbs=cbs, **made)
+    return pretrain(task, source.card['arch']['name'], n_epochs, bs=bs, seed=seed, cbs=cbs, **made)
 
 STRATEGIES = {
     'scratch': _scratch,
@@ -81,7 +79,7 @@ def epochs_for(
 def run_one(
     strategy:str, # a name in `STRATEGIES`
     task:Task,    # the target with all its labels
-    source:nn.Module, # a network with its `arch`, trained on the source
+    source:object, # whatever `read_source` takes, if it says which network it is
     per_class:int,# labels of each class; 0 for all
     seed:int,     # of the subset, the new weights and the batches
     bs:int,       # pictures in a batch
@@ -89,7 +87,7 @@ def run_one(
     n_epochs:int=None, # number of epochs
 )->dict:          # a row of `Comparison.runs`: what was asked for, `accuracy` (%), `time_s`
     "Train by one strategy and look at the test split once"
-    few = task.subset(per_class, seed) if per_class else task
+    few, source = task.subset(per_class, seed) if per_class else task, _read(source)
     n_epochs = n_epochs or epochs_for(few, n_steps, bs)
     start = time.perf_counter()
     learn = STRATEGIES[strategy](few, source, n_epochs, seed, bs, [Quiet(), SkipValid()])
@@ -176,22 +174,18 @@ def check_comparison(
     for n in per_class:
         if n: task.subset(n)
 
-def _network(source):
-    "The source's network, with its `arch`; a Learner leaves its normalisation in `card`"
-    if isinstance(source, (str, Path)): return load_weights(source)
-    model = source.model if isinstance(source, Learner) else source
-    if not hasattr(model, 'arch'):
+def _read(source):
+    "A source that says which network it is, so that scratch can train the same"
+    src = read_source(source)
+    if 'arch' not in src.card:
         raise ValueError('compare: a source made by create_network is needed, so that scratch can '
-                         f'use its network; got {type(model).__name__}')
-    if isinstance(source, Learner):
-        mean, std = normalization(source.dls) or (None, None)
-        model.card = dict(mean=mean, std=std, recipe=dict(task=source.dls.task.name))
-    return model
+                         f'use its network; got {src.label}')
+    return src
 
 # %% ../nbs/05_comparison.ipynb #compare
 def compare(
     task:Task,          # the target
-    source:object,      # a Learner, a network with its `arch`, or the name or file of weights
+    source:object,      # whatever `read_source` takes, if it says which network it is
     per_class:tuple=(1, 5), # numbers of labels of each class; 0 for all
     strategies:tuple=('scratch', 'one rate', 'head only', 'head first'), # names in `STRATEGIES`
     seeds:int=3,        # number of seeds, from 0
@@ -205,11 +199,11 @@ def compare(
 
     Raises `ValueError` for an unknown strategy, fewer than two seeds, or too few labels."""
     check_comparison(task, per_class, strategies, seeds)
-    source = _network(source)
+    source = _read(source)
     jobs, rows = [(n, seed, s) for n in per_class for seed in range(seeds) for s in strategies], []
     for n, seed, s in progress_bar(jobs) if progress else jobs:
         rows.append(run_one(s, task, source, n, seed, bs, n_steps, n_epochs))
         if path:
             with write_whole(path) as f: pd.DataFrame(rows).to_csv(f, index=False)
-    made_on = (getattr(source, 'card', {}).get('recipe') or {}).get('task', 'source')
+    made_on = (source.card.get('recipe') or {}).get('task', 'source')
     return Comparison(pd.DataFrame(rows), f'{made_on} to {task.name}')

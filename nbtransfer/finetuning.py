@@ -9,7 +9,6 @@ __all__ = ['transfer_learner', 'GroupLRs', 'KeepStill', 'freeze', 'unfreeze', 'l
 
 # %% ../nbs/04_finetuning.ipynb #imports
 from numbers import Real
-from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from fastai.callback.core import Callback
@@ -19,23 +18,21 @@ from fastai.torch_core import set_seed
 from matplotlib.axes import Axes
 from .networks import create_network, stages
 from .pretraining import Compute, task_learner
-from .tasks import Task, normalization
-from .weights import load_weights, transfer_weights
+from .tasks import Task
+from .weights import read_source, transfer_weights
 
 # %% ../nbs/04_finetuning.ipynb #transfer-learner
-def _source_facts(source):
-    "Architecture and normalisation of a source, None where it does not say"
-    if isinstance(source, Learner):
-        return getattr(source.model, 'arch', None), normalization(source.dls)
-    card = getattr(source, 'card', {})
-    return getattr(source, 'arch', None), (card['mean'], card['std']) if card.get('mean') else None
-
 def transfer_learner(
     task:Task,         # the target
-    source:object,     # a Learner, a network, a weights file, or the name of a shipped network
+    source:object,     # whatever `read_source` takes: a Learner, a network, a file, a name
     arch:str=None,     # the target's network, as for `create_network`; the source's if None
-    head:bool=False,   # whether to carry the head too
-    min_share:float=.5,# least share of the body to carry, in [0, 1]
+    head:object=False, # True: carry the head too; 'names': its rows of classes named alike
+    min_share:float=.5,# least share to carry of the parameters asked for, in [0, 1]
+    only:object=None,  # parts to carry, as for `tensors_of`; all if None
+    skip:object=None,  # parts not to carry, likewise
+    in_channels:str=None, # for other input channels: 'sum', 'repeat', 'zero' or 'new'
+    batchnorm:str='keep', # BatchNorm's statistics: 'keep' the source's, or 'reset'
+    grow:bool=False,   # whether a wider or deeper network is to start with the source's function
     bs:int=128,        # pictures in a batch
     augment:bool=True, # the article's augmentation, or a list of fastai batch transforms
     seed:int=0,        # of the new head, batches and augmentation
@@ -47,17 +44,19 @@ def transfer_learner(
     """Make a learner for the target that starts from a source's parameters
 
     Raises `TransferError` if too little can be carried, `ValueError` if no network is named."""
-    if isinstance(source, (str, Path)): source = load_weights(source)
-    made, stats = _source_facts(source)
+    src = read_source(source)
+    made, mean = src.card.get('arch'), src.card.get('mean')
     if arch is None:
         if made is None:
             raise ValueError('transfer_learner: a network to build is needed; the source does not '
-                             f'say which it is ({type(source).__name__}): pass arch=')
+                             f'say which it is ({src.label}): pass arch=')
         arch, arch_kwargs = made['name'], {**made['kwargs'], **arch_kwargs}
     arch_kwargs.pop('n_classes', None)
     set_seed(seed)
     model = create_network(arch, task.n_classes, **arch_kwargs)
-    receipt = transfer_weights(source, model, head, min_share)
+    receipt = transfer_weights(src, model, head, min_share, only, skip, in_channels, batchnorm,
+                               grow, task.vocab, seed)
+    stats = (mean, src.card['std']) if mean else None
     cbs = [GroupLRs(), *(cbs or [])]
     learn = task_learner(task, model, bs, augment, stats, seed, wd, cbs, compute, train_bn=False)
     learn.receipt = receipt

@@ -270,7 +270,8 @@ def tensors_of(
         if isinstance(w, str) and '*' in w:
             names = {n for n in model.state_dict() if fnmatchcase(n, w)}
         if not names and w != 0:
-            raise ValueError('tensors_of: a number of stages, a stage or a pattern with * is needed; '
-                             f'{w!r} names nothing; stages: {", ".join(p.name for p in parts)}')
+            raise ValueError('tensors_of: a number of stages, a stage, or a pattern with * is '
+                             f'needed; {w!r} names nothing; stages: '
+                             f'{", ".join(p.name for p in parts)}')
         found |= names
     return found

@@ -80,9 +80,10 @@ def flops(self:TransferReceipt)->pd.Series: # a number for each row; NaN if the 
     "FLOPs of the target's layers for one picture, shared out among their weights"
     if '_flops' in self.__dict__: return self._flops
     rows, own = self.rows, {}
-    try: own = flops_by_layer(self.model, picture_shape(self.model)[1], picture_shape(self.model)[0])
-    except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as e:
-        self.not_counted = f'FLOPs not counted: {e}'   # a network that takes no pictures of this size
+    n_in, size_px, _ = picture_shape(self.model)
+    try: own = flops_by_layer(self.model, size_px, n_in)
+    except (AssertionError, RuntimeError, ValueError) as e:   # it takes no pictures of this size
+        self.note = f'FLOPs not counted ({e}). {self.note}'
     is_weight = [s is not None and len(s) > 1 for s in rows.target_shape]
     layer = rows.tensor.str.rpartition('.')[0]
     weights = rows.numbers.where(is_weight, 0)
@@ -111,8 +112,8 @@ _MARKS = {'copied': ('●', '#0072b2', '#fff'), 'adapted': ('◐', '#e69f00', '#
 
 @patch
 def __str__(self:TransferReceipt):
-    flops = '' if math.isnan(self.share_flops) else f' and {self.share_flops:.1%} of its FLOPs'
-    lines = [f"Transfer from {self.source}: {self.share:.1%} of the body's parameters{flops} carried"]
+    flops = '' if math.isnan(self.share_flops) else f', {self.share_flops:.1%} by FLOPs'
+    lines = [f'Transfer from {self.source}: {self.share:.1%} of the body carried{flops}']
     lines += [f'{_MARKS[r.status][0]} {r.part:4} {r.status:11} {r.tensors:4} tensors '
               f'{r.numbers:12,} numbers: {r.rule}' for r in self.summary().itertuples()]
     noted = self.rows[self.rows.detail != '']
@@ -136,8 +137,8 @@ def to_html(self:TransferReceipt)->str: # HTML that reads in light and dark page
                       'target_shape', 'carried']]
     first = html.escape(str(self).splitlines()[0])
     note = html.escape(self.note)
-    return (f'<p>{first}</p><p>{note}</p>{table(self.summary())}<details><summary>All {len(rows)} tensors'
-            f'</summary>{table(rows)}</details>')
+    return (f'<p>{first}</p><p>{note}</p>{table(self.summary())}<details><summary>All {len(rows)} '
+            f'tensors</summary>{table(rows)}</details>')
 
 # %% ../nbs/03_weights.ipynb #receipt-plot
 @patch
@@ -157,14 +158,14 @@ def plot(self:TransferReceipt,
         status = 'adapted' if 'adapted' in set(layer.status) else 'copied'
         ax.bar(i, height, .8, **looks['initialised'])
         ax.bar(i, height * share, .8, **looks[status])
-    names, model = list(layers.groups), self.model
-    held = {s.name: [names.index(n) for n in {t.rpartition('.')[0] for t in tensors_of(model, s.name)}
-                     if n in names] for s in stages(model)}
+    at = {n: i for i, n in enumerate(layers.groups)}
+    held = {s.name: {at[n] for n in (t.rpartition('.')[0] for t in tensors_of(self.model, s.name))
+                     if n in at} for s in stages(self.model)}
     for at in list(held.values())[1:]: ax.axvline(min(at) - .5, color='gray', lw=.6, ls=':')
     ax.set_xticks([sum(at) / len(at) for at in held.values()], held, rotation=30, ha='right')
     top = int(ax.get_ylim()[1])
     ax.set_yticks(range(0, top + 1, 2), [f'$10^{{{i}}}$' for i in range(0, top + 1, 2)])
-    ax.set(ylabel='parameters in a layer', xlim=(-.6, len(names) - .4),
+    ax.set(ylabel='parameters in a layer', xlim=(-.6, len(layers) - .4),
            title=f'{self.share:.1%} of the body carried from {self.source}')
     ax.legend([Patch(**looks[s]) for s in ('copied', 'adapted', 'initialised')],
               [f'{_MARKS[s][0]} {s}' for s in ('copied', 'adapted', 'initialised')], fontsize=8)
@@ -180,7 +181,7 @@ class Source(NamedTuple):
     ordered: bool = True      # whether tensors stand in the network's order: safetensors lose it
 
 def read_source(
-    source:object, # a Learner, network, state dict, file, name of a shipped, timm or torchvision network, Hub id
+    source:object, # a Learner, network, state dict, file, or the name of a network; see below
 )->Source:         # its tensors, and what is known of them
     """Read the tensors of nearly anything, running no code of a file
 
@@ -189,10 +190,11 @@ def read_source(
     if isinstance(source, Source): return source
     if isinstance(source, Learner): return _of_learner(source)
     if isinstance(source, nn.Module): return _of_network(source)
-    if isinstance(source, Mapping): return Source(_find_state(source, 'this state dict'), {}, 'a state dict')
+    if isinstance(source, Mapping):
+        return Source(_find_state(source, 'this state dict'), {}, 'a state dict')
     if isinstance(source, (str, Path)): return _of_name(str(source))
-    raise TypeError('read_source: a Learner, a network, a state dict, a weights file, or the name of '
-                    f'a network is needed; got {type(source).__name__}')
+    raise TypeError('read_source: a Learner, a network, a state dict, a weights file, or the name '
+                    f'of a network is needed; got {type(source).__name__}')
 
 # %% ../nbs/03_weights.ipynb #source-network
 _WRAPPER = re.compile(r'(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.')
@@ -204,14 +206,18 @@ def _unwrapped(model):
         model = model._orig_mod if hasattr(model, '_orig_mod') else model.module
     return model
 
+def _label(card, otherwise):
+    "What a card tells of a network, in a few words"
+    arch, recipe = (o if isinstance(o, dict) else {} for o in map(card.get, ('arch', 'recipe')))
+    name, made_on = arch.get('name', otherwise), recipe.get('task')
+    return f'{name} trained on {made_on}' if made_on else name
+
 def _of_network(model, **card):
     "A network, with its card if it was loaded with one"
     state, model = model.state_dict(), _unwrapped(model)
     arch = getattr(model, 'arch', None)
     card = {**getattr(model, 'card', {}), **(dict(arch=arch) if arch else {}), **card}
-    name = arch['name'] if arch else type(model).__name__
-    made_on = (card.get('recipe') or {}).get('task')
-    label = f'{name} trained on {made_on}' if made_on else name
+    label = _label(card, type(model).__name__)
     return Source(_find_state(state, label), card, label, model)
 
 def _of_learner(learn):
@@ -222,14 +228,15 @@ def _of_learner(learn):
     return _of_network(learn.model, mean=mean, std=std, recipe=recipe,
                        vocab=None if vocab is None else list(vocab))
 
+# %% ../nbs/03_weights.ipynb #find-state
 def _find_state(mapping, where):
     "The tensors of a state dict, also where it stands in a checkpoint; checked"
     def tensors(o): return {n: t for n, t in o.items() if isinstance(t, torch.Tensor)}
     state = tensors(mapping)
     inner = {k: tensors(o) for k, o in mapping.items() if isinstance(o, Mapping) and tensors(o)}
     if not state and len(inner) != 1:
-        raise ValueError(f'read_source: one state dict is needed; {where} has {list(inner) or "none"}: '
-                         'open it yourself and pass the right one')
+        raise ValueError(f'read_source: one state dict is needed; {where} has '
+                         f'{list(inner) or "none"}: open it yourself and pass the right one')
     state = state or next(iter(inner.values()))
     clean = {_WRAPPER.sub(r'\1', n) if isinstance(n, str) else n: t for n, t in state.items()}
     state = clean if len(clean) == len(state) else state
@@ -238,11 +245,12 @@ def _find_state(mapping, where):
 
 def _check_tensor(name, t, where):
     "Refuse names that no module has, and tensors without numbers of their own"
-    if not (isinstance(name, str) and name.isprintable() and all(name.split('.'))) or set(name) & set('/\\'):
+    is_name = isinstance(name, str) and name.isprintable() and all(name.split('.'))
+    if not is_name or set(name) & set('/\\'):
         raise ValueError(f'read_source: names of parameters are needed; {where} has {name!r}')
     if t.layout != torch.strided or t.is_quantized or t.is_meta or nn.parameter.is_lazy(t):
-        raise ValueError(f'read_source: dense tensors with numbers are needed; {name} of {where} is '
-                         f'{t.layout}, {t.dtype} on {t.device}')
+        raise ValueError(f'read_source: dense tensors with numbers are needed; {name} of {where} '
+                         f'is {t.layout}, {t.dtype} on {t.device}')
 
 # %% ../nbs/03_weights.ipynb #match-names
 def _by_prefix(rel, own, state):
@@ -254,10 +262,10 @@ def _by_prefix(rel, own, state):
     ties = sorted(p for p, n in found.items() if n == best)
     if own in ties or not best: ties = [own]
     if len(ties) > 1:
-        raise TransferError(f'transfer_weights: one network in the source is needed; it has {len(ties)} '
-                            f'whose names fit, under {ties}: pass the tensors of one of them')
+        raise TransferError('transfer_weights: one network in the source is needed; it has '
+                            f'{len(ties)} whose names fit, under {ties}: pass the tensors of one')
     prefix = ties[0]
-    rule = 'same name' if prefix == own else f'same name after {prefix or "no prefix"!r}, {own!r} here'
+    rule = 'same name' if prefix == own else f'same name after {prefix!r}, {own!r} here'
     return {n: (prefix + n, rule) for n in rel if prefix + n in state}
 
 def _squeezed(shape): return tuple(d for d in shape if d != 1)
@@ -265,7 +273,8 @@ def _squeezed(shape): return tuple(d for d in shape if d != 1)
 def _outline(tensors):
     "Shapes in order, the channels of the first convolution left out"
     first = next((n for n, t in tensors.items() if t.ndim == 4), None)
-    return {n: _squeezed((t.shape[0], *t.shape[2:]) if n == first else t.shape) for n, t in tensors.items()}
+    def shape(n, t): return (t.shape[0], *t.shape[2:]) if n == first else t.shape
+    return {n: _squeezed(shape(n, t)) for n, t in tensors.items()}
 
 # %% ../nbs/03_weights.ipynb #match-order
 def _words(name):
@@ -291,16 +300,16 @@ def _by_order(rel, state):
         exact = [once({n: tuple(t.shape) for n, t in o.items()}) for o in (rel, state)]
         pairs = {exact[0][z]: exact[1][z] for z in exact[0] if z in exact[1]}
     else: pairs = {}
-    left = [[n for n in o if n not in done] for o, done in ((ours, pairs), (theirs, pairs.values()))]
-    pairs |= dict(zip(*left))
+    done = {*pairs, *pairs.values()}
+    pairs |= dict(zip(*([n for n in o if n not in done] for o in (ours, theirs))))
     if len(pairs) < len(ours) or any(ours[n] != theirs[s] for n, s in pairs.items()): return {}
     spare = {z for s, z in theirs.items() if s not in pairs.values() and len(z) > 1}
     if spare & set(ours.values()): return {}   # more layers of the same kind: which are ours?
     bad = _crossed(pairs, ours)
     if bad:
-        raise TransferError('transfer_weights: names that tell the tensors apart are needed; order and '
-                            f'shapes agree, but would make {bad[0][1]} of the source {bad[0][0]} here: '
-                            'rename the tensors of the source')
+        raise TransferError('transfer_weights: names that tell the tensors apart are needed; order '
+                            f'and shapes agree, but would make {bad[0][1]} of the source '
+                            f'{bad[0][0]} here: rename the tensors of the source')
     return {n: (s, 'same order and shapes') for n, s in pairs.items()}
 
 # %% ../nbs/03_weights.ipynb #match
@@ -341,13 +350,13 @@ def adapt_channels(
     if rule == 'repeat' and n_in >= n: return weight[:, torch.arange(n_in) % n] * (n / n_in)
     if rule == 'zero' and n_in >= n:
         return torch.cat([weight, weight.new_zeros(len(weight), n_in - n, *weight.shape[2:])], 1)
-    raise ValueError(f"adapt_channels: 'sum' (to a divisor of {n} channels), 'repeat' or 'zero' (to "
-                     f'{n} or more) is needed; got {rule!r} for {n} → {n_in} channels')
+    raise ValueError(f"adapt_channels: 'sum' (to a divisor of {n} channels), 'repeat' or 'zero' "
+                     f'(to {n} or more) is needed; got {rule!r} for {n} → {n_in} channels')
 
 def channel_change(
     old:torch.Tensor, # `(n_out,n,h,w)` weights
     new:torch.Tensor, # `(n_out,n_in,h,w)` weights made of them
-)->tuple:             # change on grey pictures as a share of the output; factor of the output on noise
+)->tuple:             # change on grey pictures, as a share of the output; its factor on noise
     "Measure by how much another number of channels changes the first layer's output"
     grey = (new.sum(1) - old.sum(1)).norm() / old.sum(1).norm().clamp(min=1e-12)
     noise = new.norm() / old.norm().clamp(min=1e-12)
@@ -383,8 +392,8 @@ def rows_by_name(
     Raises `ValueError` unless both lists name each row once and share a name."""
     for rows, names in ((old, vocab), (new, wanted)):
         if len(rows) != len(names) or len(set(names)) < len(names):
-            raise ValueError(f'rows_by_name: a name for each of {len(rows)} rows, each once, is needed; '
-                             f'got {len(names)}, {len(set(names))} of them different')
+            raise ValueError(f'rows_by_name: a name for each of {len(rows)} rows, each once, is '
+                             f'needed; got {len(names)}, {len(set(names))} of them different')
     at = {c: i for i, c in enumerate(vocab)}
     both = [(i, at[c]) for i, c in enumerate(wanted) if c in at]
     if not both:
@@ -403,9 +412,10 @@ def widen(
 
     Raises `ValueError` for another number of sides, or a smaller one.
 
-    Source: Chen et al. 2016, Net2Net, sec. 2.2, with parts in [1/3, 3] of each other for their noise."""
+    Source: Chen et al. 2016, Net2Net, sec. 2.2; uneven parts stand for the noise they add."""
     if len(shape) != weight.ndim or any(n < o for n, o in zip(shape, weight.shape)):
-        raise ValueError(f'widen: no side may become smaller; got {tuple(weight.shape)} → {tuple(shape)}')
+        raise ValueError('widen: no side may become smaller; got '
+                         f'{tuple(weight.shape)} → {tuple(shape)}')
     out = weight
     for side, n in enumerate(shape):
         if n != weight.shape[side]:
@@ -417,7 +427,8 @@ def widen(
     return out * parts / total.index_select(1, copy_of)
 
 # %% ../nbs/03_weights.ipynb #identity-helpers
-def _weighted(block): return [m for m in block.modules() if any(p is not None for p in m._parameters.values())]
+def _weighted(block):
+    return [m for m in block.modules() if any(p is not None for p in m._parameters.values())]
 
 def _zeros(layer):
     "Give a layer new parameters of zeros; those it had are untouched"
@@ -460,12 +471,95 @@ def identity_start(
     trial = deepcopy(block).eval()
     for layer in _weighted(trial): _identity_kernel(layer)
     if _unchanged(trial, x, tol=1e-3): return trial
-    raise ValueError('identity_start: a residual block, or a layer with as many outputs as inputs, is '
-                     f'needed; {type(block).__name__} cannot give back what it is given')
+    raise ValueError('identity_start: a residual block, or a layer with as many outputs as inputs, '
+                     f'is needed; {type(block).__name__} cannot give back what it is given')
 
 # %% ../nbs/03_weights.ipynb #transfer-error
 class TransferError(ValueError):
     "A transfer that would carry too little, or cannot be decided"
+
+# %% ../nbs/03_weights.ipynb #transfer-weights
+def transfer_weights(
+    source:object,   # whatever `read_source` takes
+    model:nn.Module, # the target, with `body` and `head`; changed in place
+    head:object=False, # True: carry the head too; 'names': its rows of classes named alike
+    min_share:float=.5, # least share to carry of the parameters asked for, in [0, 1]
+    only:object=None,  # parts to carry, as for `tensors_of`; all if None
+    skip:object=None,  # parts not to carry, likewise
+    in_channels:str=None, # for another number of input channels: 'sum', 'repeat', 'zero' or 'new'
+    batchnorm:str='keep', # BatchNorm's statistics: 'keep' the source's, or 'reset'
+    grow:bool=False,   # whether a wider or deeper target is to start with the source's function
+    vocab:list=None,   # the target's classes, for `head='names'`
+    seed:int=0,        # of the uneven parts of `widen`
+)->TransferReceipt:    # what happened to every tensor
+    """Carry parameters and buffers from `source` into `model`
+
+    Raises `TransferError`, and changes nothing, if less than `min_share` would be carried or what
+    to do is not clear; `ValueError` if source and target are one, or an option is unknown."""
+    model, src = _unwrapped(model), read_source(source)
+    _check_options(in_channels, batchnorm, head)
+    body_and_head(model)
+    asked = _asked(src, model, only=only, skip=skip, in_channels=in_channels, batchnorm=batchnorm,
+                   grow=grow, seed=seed, carry_head=head, vocabs=(src.card.get('vocab'), vocab))
+    _check_apart(src.state, asked)
+    fates = {n: _fate(n, b, src, asked) for n, b in asked.ours.items()}
+    note = ''
+    if grow:
+        network, p = _network_of(src), next(model.parameters())
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(2, *picture_shape(network), generator=generator).to(p)
+        fates |= _identity_fates(model, fates, x)
+        off = _check_function(network, model, fates, head, x)
+        note = f'run beside the source: outputs differ by {off:.1e} of their size at most'
+    receipt = TransferReceipt(_account(fates, src, model, asked), src.label, model, note)
+    _check_share(fates, src, model, asked, min_share)
+    with torch.no_grad():
+        for n, f in fates.items():
+            if f.value is not None: asked.ours[n].copy_(f.value)
+    return receipt
+
+# %% ../nbs/03_weights.ipynb #checks
+def _check_options(in_channels, batchnorm, head):
+    for name, value, known in (('in_channels', in_channels, (None, 'sum', 'repeat', 'zero', 'new')),
+                               ('batchnorm', batchnorm, ('keep', 'reset')),
+                               ('head', head, (False, True, 'names'))):
+        if value not in known:
+            raise ValueError(f'transfer_weights: {name} has to be one of {known}; got {value!r}')
+
+def _check_apart(theirs, asked):
+    "Refuse a target without numbers, and a source that is the target"
+    for n, b in asked.ours.items():
+        if nn.parameter.is_lazy(b) or b.is_meta:
+            raise ValueError('transfer_weights: a target with numbers is needed; '
+                             f'{n} has none yet: run one batch through it, or build it off the '
+                             'meta device')
+        a = theirs.get(asked.pairs.get(n, (n,))[0])
+        if a is not None and a.device == b.device and a.data_ptr() == b.data_ptr() != 0:
+            raise ValueError('transfer_weights: two networks are needed; source and target are the '
+                             f'same one ({n} lies in the same memory): build another')
+
+# %% ../nbs/03_weights.ipynb #check-share
+def _check_share(fates, src, model, asked, min_share):
+    "Refuse a transfer that leaves too much of what was asked for at random"
+    params = {n: p.numel() for n, p in model.named_parameters()}
+    for part in ('body', 'head') if asked.carry_head else ('body',):
+        names = [n for n in params if n in asked.chosen and (n in asked.head) == (part == 'head')]
+        deeper = [n for n in names if fates[n].rule.startswith('deeper')]
+        done = sum(fates[n].carried for n in names) + sum(params[n] for n in deeper)
+        share = done / max(1, sum(params[n] for n in names))
+        if not names or share >= min_share: continue
+        missed = sorted((n for n in names if not fates[n].carried), key=lambda n: -params[n])[:3]
+        saw = '; '.join(f'{n} {tuple(asked.ours[n].shape)}, nearest {_nearest(n, asked, src)}'
+                        for n in missed)
+        raise TransferError(f'transfer_weights: {min_share:.0%} of the {part} has to be carried; '
+                            f'only {share:.1%} would be. {saw}. Choose another source or another '
+                            'target, rename the tensors, or lower min_share')
+
+def _nearest(name, asked, src):
+    "The source's tensor of the nearest name, of the same shape if there is one"
+    same = [s for s, t in src.state.items() if t.shape == asked.ours[name].shape]
+    found = get_close_matches(name, same or list(src.state), 1, 0)
+    return ', '.join(f'{s} {tuple(src.state[s].shape)}' for s in found) or 'nothing'
 
 # %% ../nbs/03_weights.ipynb #decide
 class _Fate(NamedTuple):
@@ -489,8 +583,8 @@ def _channels(a, b, rule):
     "The input layer's weights for another number of channels"
     old, new = a.shape[1], b.shape[1]
     if rule is None:
-        raise TransferError(f'transfer_weights: the source takes {old} input channels and the target '
-                            f"{new}; in_channels='sum', 'repeat', 'zero' or 'new' has to say what to do")
+        raise TransferError(f'transfer_weights: the source takes {old} input channels, the target '
+                            f"{new}: say in_channels='sum', 'repeat', 'zero' or 'new'")
     value = adapt_channels(a, new, rule)
     grey, noise = channel_change(a.float(), value.float())
     text = f'output changes by {grey:.1%} on grey pictures, its size × {noise:.2f} on noise'
@@ -501,7 +595,8 @@ def _channels(a, b, rule):
 def _resized(name, a, b):
     try: value = resize_positions(a, b.shape[1])
     except ValueError as e:
-        raise TransferError(f'transfer_weights: {name}: {e}; or start it anew with skip={name!r}') from e
+        raise TransferError(f'transfer_weights: {name}: {e}; to start it anew, skip it: '
+                            f"skip='*{name.rpartition('.')[2]}'") from e
     return _Fate('adapted', 'position embedding interpolated', value, b.numel(),
                  f'{a.shape[1]} → {b.shape[1]} places')
 
@@ -551,15 +646,38 @@ def _asked(src, model, **options):
     asked.chosen = everything if asked.only is None else tensors_of(model, asked.only)
     if asked.only is not None and asked.carry_head: asked.chosen |= asked.head
     if asked.skip is not None: asked.chosen -= tensors_of(model, asked.skip)
-    conv = next((n for n, m in body.named_modules() if isinstance(m, nn.modules.conv._ConvNd)), None)
-    asked.input_layer = f'{_prefix_of(body, model)}{conv}.weight' if conv is not None else None
-    last = [n for n in asked.ours if n in asked.head][-1:]   # of the layer whose rows are the classes
-    layer = last[0].rpartition('.')[0] if last else None
-    asked.head_rows = {n for n in asked.pairs if n in asked.head and n.rpartition('.')[0] == layer
-                       } if asked.carry_head == 'names' else set()
+    convs = (n for n, m in body.named_modules() if isinstance(m, nn.modules.conv._ConvNd))
+    asked.input_layer = f'{_prefix_of(body, model)}{next(convs, None)}.weight'
+    last = max(asked.head, key=list(asked.ours).index, default='')   # its rows are the classes
+    in_last = {n for n in asked.head & asked.pairs.keys()
+               if n.rpartition('.')[0] == last.rpartition('.')[0]}
+    asked.head_rows = in_last if asked.carry_head == 'names' else set()
     return asked
 
-# %% ../nbs/03_weights.ipynb #grow
+# %% ../nbs/03_weights.ipynb #account
+def _account(fates, src, model, asked):
+    "The rows of the receipt: each tensor of the target, then those of the source that are not used"
+    params, rows, used = {n for n, _ in model.named_parameters()}, [], set()
+    for n, f in fates.items():
+        s = asked.pairs[n][0] if f.status in ('copied', 'adapted') else None
+        used.add(s)
+        rows.append((n, 'head' if n in asked.head else 'body', f.status, f.rule, f.detail, s,
+                     s and tuple(src.state[s].shape), tuple(asked.ours[n].shape),
+                     asked.ours[n].numel(), f.carried, n in params))
+    pairs = {s: n for n, (s, _) in asked.pairs.items()}
+    for s, t in src.state.items():
+        if s in used: continue
+        n = pairs.get(s)
+        why = fates[n].rule.partition(';')[0] if n else 'no such tensor in the target'
+        in_head = n in asked.head if n else _HEAD.search(s) is not None
+        if in_head and not asked.carry_head: why = 'a new head, as asked'
+        rows.append((s, 'head' if in_head else 'body', 'left behind', why, '', s, tuple(t.shape),
+                     None, t.numel(), 0, not s.endswith(_STATISTICS)))
+    return rows
+
+_HEAD = re.compile(r'^1\.|(^|\.)(head|heads|fc|classifier|last_linear)\.')
+
+# %% ../nbs/03_weights.ipynb #grow-helpers
 @contextmanager
 def _evaluating(*networks):
     "Evaluation mode, and back"
@@ -580,6 +698,7 @@ def _new_blocks(missing, present):
         if block and block not in blocks: blocks.append(block)
     return blocks
 
+# %% ../nbs/03_weights.ipynb #grow
 def _identity_fates(model, fates, x):
     "Fates of the tensors in blocks that the source lacks: the identity to start with"
     body = body_and_head(model)[0]
@@ -596,12 +715,13 @@ def _identity_fates(model, fates, x):
     for block in blocks:
         try: start = identity_start(body.get_submodule(block), seen[block])
         except ValueError as e:
-            raise TransferError(f'transfer_weights: grow=True needs new blocks that can start as the '
-                                f'identity; {block} cannot ({e})') from e
+            raise TransferError('transfer_weights: grow=True needs new blocks that can start as '
+                                f'the identity; {block} cannot ({e})') from e
         for n, t in start.state_dict().items():
             new = not torch.equal(t, rel[f'{block}.{n}'])
-            changed[f'{own}{block}.{n}'] = _Fate('initialised', 'deeper: block starts as the identity',
-                                                 t if new else None, 0, 'changed' if new else '')
+            changed[f'{own}{block}.{n}'] = _Fate(
+                'initialised', 'deeper: block starts as the identity', t if new else None,
+                detail='changed for it' if new else '')
     return changed
 
 # %% ../nbs/03_weights.ipynb #same-function
@@ -609,8 +729,8 @@ def _network_of(src):
     "The source as a network that can be run"
     if src.network is not None and hasattr(src.network, 'body'): return src.network
     if 'arch' not in src.card:
-        raise ValueError('transfer_weights: grow=True compares the functions of both networks; a source '
-                         f'made by create_network is needed; {src.label} cannot be run')
+        raise ValueError('transfer_weights: grow=True compares the functions of both networks; a '
+                         f'source made by create_network is needed; {src.label} cannot be run')
     model = create_network(src.card['arch']['name'], **src.card['arch']['kwargs'])
     model.load_state_dict(src.state)
     return model
@@ -630,111 +750,11 @@ def _check_function(source, model, fates, head, x):
     copies = torch.arange(new.shape[1], device=x.device) % old.shape[1]
     off = float((new - old[:, copies]).abs().max() / old.abs().max().clamp(min=1e-12))
     if not off < .01:
-        raise TransferError(f'transfer_weights: grow=True needs a network whose function can be kept; here '
-                            f'the {"answers" if head else "features"} would differ by {off:.0%}. Attention, '
-                            'grouped convolutions and concatenated branches cannot be widened')
+        raise TransferError('transfer_weights: grow=True needs a network whose function can be '
+                            f'kept; {"answers" if head else "features"} would differ by {off:.0%}. '
+                            'Attention, grouped convolutions and concatenated branches cannot be '
+                            'widened')
     return off
-
-# %% ../nbs/03_weights.ipynb #transfer-weights
-def transfer_weights(
-    source:object,   # whatever `read_source` takes
-    model:nn.Module, # the target, with `body` and `head`; changed in place
-    head:object=False, # True: carry the head too; 'names': its rows of classes named alike
-    min_share:float=.5, # least share to carry of the parameters asked for, in [0, 1]
-    only:object=None,  # parts to carry, as for `tensors_of`; all if None
-    skip:object=None,  # parts not to carry, likewise
-    in_channels:str=None, # for another number of input channels: 'sum', 'repeat', 'zero' or 'new'
-    batchnorm:str='keep', # BatchNorm's statistics: 'keep' the source's, or 'reset'
-    grow:bool=False,   # whether a wider or deeper target is to start with the source's function
-    vocab:list=None,   # the target's classes, for `head='names'`
-    seed:int=0,        # of the uneven parts of `widen`
-)->TransferReceipt:    # what happened to every tensor
-    """Carry parameters and buffers from `source` into `model`
-
-    Raises `TransferError`, and changes nothing, if less than `min_share` would be carried, or if what
-    to do is not clear; `ValueError` if source and target are one network or an option is unknown."""
-    model, src = _unwrapped(model), read_source(source)
-    _check_options(in_channels, batchnorm, head)
-    body_and_head(model)
-    asked = _asked(src, model, only=only, skip=skip, in_channels=in_channels, batchnorm=batchnorm,
-                   grow=grow, seed=seed, carry_head=head, vocabs=(src.card.get('vocab'), vocab))
-    _check_apart(src.state, asked)
-    fates = {n: _fate(n, b, src, asked) for n, b in asked.ours.items()}
-    note = ''
-    if grow:
-        network, p = _network_of(src), next(iter(asked.ours.values()))
-        x = torch.randn(2, *picture_shape(network), generator=torch.Generator().manual_seed(seed)).to(p)
-        fates |= _identity_fates(model, fates, x)
-        off = _check_function(network, model, fates, head, x)
-        note = f'run beside the source: outputs differ by {off:.1e} of their size at most'
-    receipt = TransferReceipt(_account(fates, src, model, asked), src.label, model, note)
-    _check_share(fates, src, model, asked, min_share)
-    with torch.no_grad():
-        for n, f in fates.items():
-            if f.value is not None: asked.ours[n].copy_(f.value)
-    return receipt
-
-# %% ../nbs/03_weights.ipynb #checks
-def _check_options(in_channels, batchnorm, head):
-    for name, value, known in (('in_channels', in_channels, (None, 'sum', 'repeat', 'zero', 'new')),
-                               ('batchnorm', batchnorm, ('keep', 'reset')),
-                               ('head', head, (False, True, 'names'))):
-        if value not in known:
-            raise ValueError(f'transfer_weights: {name} has to be one of {known}; got {value!r}')
-
-def _check_apart(theirs, asked):
-    "Refuse a target without numbers, and a source that is the target"
-    for n, b in asked.ours.items():
-        if nn.parameter.is_lazy(b) or b.is_meta:
-            raise ValueError(f'transfer_weights: a target with numbers is needed; {n} has none yet: '
-                             'move it off the meta device, or run one batch through it')
-        a = theirs.get(asked.pairs.get(n, (n,))[0])
-        if a is not None and a.device == b.device and a.data_ptr() == b.data_ptr() != 0:
-            raise ValueError('transfer_weights: two networks are needed; source and target are the '
-                             f'same one ({n} lies in the same memory): build another')
-
-def _check_share(fates, src, model, asked, min_share):
-    "Refuse a transfer that leaves too much of what was asked for at random"
-    params = {n: p.numel() for n, p in model.named_parameters()}
-    for part in ('body', 'head') if asked.carry_head else ('body',):
-        names = [n for n in params if n in asked.chosen and (n in asked.head) == (part == 'head')]
-        done = sum(params[n] if fates[n].rule.startswith('deeper') else fates[n].carried for n in names)
-        share = done / max(1, sum(params[n] for n in names))
-        if not names or share >= min_share: continue
-        missed = sorted((n for n in names if not fates[n].carried), key=lambda n: -params[n])[:3]
-        saw = '; '.join(f'{n} {tuple(asked.ours[n].shape)}, nearest {_nearest(n, asked, src)}'
-                        for n in missed)
-        raise TransferError(f'transfer_weights: {min_share:.0%} of the {part} has to be carried; '
-                            f'only {share:.1%} would be. {saw}. Choose another source or another '
-                            'target, rename the tensors, or lower min_share')
-
-def _nearest(name, asked, src):
-    "The source's tensor of the nearest name, of the same shape if there is one"
-    same = [s for s, t in src.state.items() if t.shape == asked.ours[name].shape]
-    found = get_close_matches(name, same or list(src.state), 1, 0)
-    return ', '.join(f'{s} {tuple(src.state[s].shape)}' for s in found) or 'nothing'
-
-def _account(fates, src, model, asked):
-    "The rows of the receipt: each tensor of the target, then those of the source that are not used"
-    params, rows, used = {n for n, _ in model.named_parameters()}, [], set()
-    for n, f in fates.items():
-        s = asked.pairs[n][0] if f.carried else None
-        used.add(s)
-        rows.append((n, 'head' if n in asked.head else 'body', f.status, f.rule, f.detail, s,
-                     s and tuple(src.state[s].shape), tuple(asked.ours[n].shape),
-                     asked.ours[n].numel(), f.carried, n in params))
-    pairs = {s: n for n, (s, _) in asked.pairs.items()}
-    for s, t in src.state.items():
-        if s in used: continue
-        n = pairs.get(s)
-        why = fates[n].rule.partition(';')[0] if n else 'no such tensor in the target'
-        in_head = n in asked.head if n else _HEAD.search(s) is not None
-        if in_head and not asked.carry_head: why = 'a new head, as asked'
-        rows.append((s, 'head' if in_head else 'body', 'left behind', why, '', s, tuple(t.shape),
-                     None, t.numel(), 0, not s.endswith(_STATISTICS)))
-    return rows
-
-_HEAD = re.compile(r'^1\.|(^|\.)(head|heads|fc|classifier|last_linear)\.')
 
 # %% ../nbs/03_weights.ipynb #save-weights
 def save_weights(
@@ -747,8 +767,8 @@ def save_weights(
 )->Path:               # of the file
     """Save a learner's network with a card that says how to build and feed it
 
-    Raises `ValueError` for another file name, a metric without a split, or a network that does not say
-    how to build it."""
+    Raises `ValueError` for another file name, a metric without a split, or a network that does
+    not say how to build it."""
     path, model = Path(path), _unwrapped(learn.model)
     if path.suffix != '.safetensors':
         raise ValueError(f'save_weights: a name ending in .safetensors is needed; got {path.name}')
@@ -757,7 +777,8 @@ def save_weights(
                          f'built again; got {type(model).__name__}')
     bad = [m for m in metrics or {} if not re.match('(train|valid|test)_', m)]
     if bad:
-        raise ValueError(f'save_weights: metrics named train_…, valid_… or test_… are needed; got {bad}')
+        raise ValueError('save_weights: metrics named train_…, valid_… or test_… are needed; '
+                         f'got {bad}')
     state = {n: t.detach().cpu().contiguous() for n, t in model.state_dict().items()}
     if half: state = {n: t.half() if t.is_floating_point() else t for n, t in state.items()}
     versions = dict(nbtransfer=nbtransfer.__version__, python=platform.python_version(),
@@ -788,7 +809,7 @@ def _write_file(path, state, card):
     with write_whole(path) as f: f.write(save(state, metadata=dict(card=json.dumps(card))))
 
 # %% ../nbs/03_weights.ipynb #read-file
-_PLAIN = re.compile(r'collections OrderedDict|torch \w+Storage|torch(\.storage)? (Untyped|Typed)Storage|'
+_PLAIN = re.compile(r'collections OrderedDict|torch(\.storage)? \w+Storage|'
                     r'torch (bfloat16|(float|u?int)\d+|bool)|torch Size|'
                     r'torch\._utils _rebuild_(tensor|tensor_v2|tensor_v3|parameter)')
 _CARD_MAX = 1 << 22   # bytes
@@ -811,7 +832,7 @@ def _of_file(path, label):
     if card and card.get('card_sha256') != _seal(card):
         raise ValueError(f'read_source: the card in {path} is not the one that was written; fetch '
                          'the file again')
-    return Source(state, card, label, ordered=is_pickle)
+    return Source(state, card, _label(card, label), ordered=is_pickle)
 
 def _read_safetensors(path):
     with safe_open(path, 'pt') as f:
@@ -833,7 +854,8 @@ def _pickles(path):
             raise ValueError('its archive is compressed, or claims more than the file holds')
         if any('..' in o.filename or o.filename[:1] in '/\\' for o in entries):
             raise ValueError('its archive names files outside of itself')
-        return [list(pickletools.genops(z.read(o))) for o in entries if o.filename.endswith('.pkl')], True
+        named = [o for o in entries if o.filename.endswith('.pkl')]
+        return [list(pickletools.genops(z.read(o))) for o in named], True
 
 def _read_pickle(path):
     "Tensors of a file of torch.save, if they are all that it holds"
@@ -842,23 +864,22 @@ def _read_pickle(path):
     named = {arg for ops in pickles for op, arg, _ in ops if op.name in ('GLOBAL', 'INST')}
     odd = sorted(o.replace(' ', '.') for o in named if not _PLAIN.fullmatch(o))
     if odd:
-        raise ValueError(f'it holds pickled objects, not only tensors: {", ".join(odd[:3])}. Open it '
-                         'where you trust it and keep the tensors: torch.save(learn.model.state_dict(), '
-                         "'weights.pth'), or save_weights(learn, 'weights.safetensors')")
+        raise ValueError(f'it holds pickled objects, not only tensors: {", ".join(odd[:3])}. Open '
+                         'it where you trust it and keep the tensors: '
+                         "torch.save(learn.model.state_dict(), 'weights.pth'), or "
+                         "save_weights(learn, 'weights.safetensors')")
     if is_archive: loaded = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
     else:
         data = path.read_bytes()
-        with FakeTensorMode(): claims = _find_state(torch.load(io.BytesIO(data), weights_only=True), path)
-        if _n_bytes(claims) > len(data): raise ValueError('it claims more numbers than it holds')
+        with FakeTensorMode(): claims = torch.load(io.BytesIO(data), weights_only=True)
+        storages = (t.untyped_storage() for t in _find_state(claims, path).values())
+        if sum({id(o): o.nbytes() for o in storages}.values()) > len(data):
+            raise ValueError('it claims more numbers than it holds')
         loaded = torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
     state = _find_state(loaded, path)
     if any(t.numel() * t.itemsize > t.untyped_storage().nbytes() for t in state.values()):
         raise ValueError('it shows the same numbers several times over')
     return {n: t.detach().clone() for n, t in state.items()}
-
-def _n_bytes(state):
-    held = {id(o): o.nbytes() for o in (t.untyped_storage() for t in state.values())}
-    return sum(held.values())
 
 # %% ../nbs/03_weights.ipynb #by-name
 _SHIPPED = Path(nbtransfer.__file__).parent/'weights'
@@ -881,9 +902,9 @@ def _of_name(name):
         repo_id, _, revision = name.partition('@')
         return _of_file(from_hub(repo_id, revision or None), name)
     near = get_close_matches(plain, [*shipped_names(), *vision, *timm.list_models()], 3)
-    raise ValueError('read_source: the name of a file, of a network of timm or torchvision, owner/name on '
-                     f'the Hub, or one of {shipped_names()} is needed; got {name!r}' +
-                     (f'; nearest: {", ".join(near)}' if near else ''))
+    raise ValueError('read_source: the name of a file, of a network of timm or torchvision, '
+                     f'owner/name on the Hub, or one of {shipped_names()} is needed; got {name!r}'
+                     + (f'; nearest: {", ".join(near)}' if near else ''))
 
 # %% ../nbs/03_weights.ipynb #libraries
 def _of_timm(name):
@@ -909,7 +930,8 @@ def _of_torchvision(name):
     arch = dict(name=f'torchvision/{name}', kwargs=dict(n_classes=len(vocab)))
     card = dict(arch=arch, mean=list(shown.mean), std=list(shown.std), vocab=vocab,
                 size_px=shown.crop_size[0])
-    return Source(_of_file(_fetch(weights.url), name).state, card, f'torchvision/{name}, {weights.name}')
+    state = _of_file(_fetch(weights.url), name).state
+    return Source(state, card, f'torchvision/{name}, {weights.name}')
 
 def _fetch(url):
     "Download a file once into torch's folder, its hash checked against the one in its name"
@@ -919,8 +941,8 @@ def _fetch(url):
     known = re.search(r'-([a-f0-9]{8,})\.', path.name)
     try: torch.hub.download_url_to_file(url, str(path), known and known[1])
     except (OSError, RuntimeError) as e:
-        raise DataMissing(f'read_source: {url} is needed and could not be fetched '
-                          f'({type(e).__name__}: {e}); connect to the network and call again') from e
+        raise DataMissing(f'read_source: {url} is needed and could not be fetched ('
+                          f'{type(e).__name__}: {e}); connect to the network and call again') from e
     return path
 
 # %% ../nbs/03_weights.ipynb #hub
@@ -930,23 +952,28 @@ def from_hub(
 )->Path:               # of the file, in the Hub's cache
     """Fetch the weights of a repository of the Hugging Face Hub, safetensors if it has them
 
-    Raises `ValueError` if it has not just one file of weights, `DataMissing` if it cannot be reached."""
+    Raises `ValueError` if it has not just one file of weights, `DataMissing` if it cannot be
+    reached."""
     api = HfApi(endpoint=os.environ.get('HF_ENDPOINT'))
-    def get(name): return Path(hf_hub_download(repo_id, name, revision=revision, endpoint=api.endpoint))
+    def get(name):
+        return Path(hf_hub_download(repo_id, name, revision=revision, endpoint=api.endpoint))
     try:
         try: return get('model.safetensors')
         except LocalEntryNotFoundError: raise
         except EntryNotFoundError: names = api.list_repo_files(repo_id, revision=revision)
-        found = [[n for n in names if n.endswith(e)] for e in ('.safetensors', '.bin', '.pth', '.pt')]
-        found = next((o for o in found if o), [])
+        kinds = '.safetensors', '.bin', '.pth', '.pt'
+        found = next(filter(None, ([n for n in names if n.endswith(k)] for k in kinds)), [])
         if len(found) == 1: return get(found[0])
-    except HFValidationError as e: raise ValueError(f'from_hub: owner/name is needed; got {repo_id!r} ({e})') from e
-    except Exception as e:   # each version of huggingface_hub has other classes for a lost connection
-        raise DataMissing(f'from_hub: {repo_id} is needed and could not be fetched ({type(e).__name__}: '
-                          f'{e}); look at the name, log in if it is private, or connect and call again') from e
-    raise ValueError(f'from_hub: one file of weights is needed; {repo_id} has {found or names[:6]}: '
-                     'fetch the one you want and name its path')
+    except HFValidationError as e:
+        raise ValueError(f'from_hub: owner/name is needed; got {repo_id!r} ({e})') from e
+    except Exception as e:   # a lost connection has another class in each version of the client
+        raise DataMissing(f'from_hub: {repo_id} is needed and could not be fetched ('
+                          f'{type(e).__name__}: {e}); look at the name, log in if it is private, '
+                          'or connect and call again') from e
+    raise ValueError(f'from_hub: one file of weights is needed; {repo_id} has '
+                     f'{found or names[:6]}: fetch the one you want and name its path')
 
+# %% ../nbs/03_weights.ipynb #push
 def push_to_hub(
     path:Path,          # of a file that `save_weights` wrote
     repo_id:str,        # such as `me/resnet9-letters`; made if it is not there
@@ -955,12 +982,13 @@ def push_to_hub(
 )->str:                 # address of the commit
     """Put a weights file on the Hugging Face Hub, with a page that shows its card
 
-    Raises `ValueError` for a file without a card, and what huggingface_hub raises if it is refused."""
+    Raises `ValueError` for a file without a card, and what huggingface_hub raises if refused."""
     card = _of_file(Path(path), str(path)).card
     if 'arch' not in card:
-        raise ValueError(f'push_to_hub: a file that save_weights wrote is needed; {path} has no card')
-    about = ModelCardData(license=str(card.get('licence') or 'other').lower(), library_name='nbtransfer',
-                          tags=['nbtransfer', 'image-classification'])
+        raise ValueError('push_to_hub: a file that save_weights wrote is needed; '
+                         f'{path} has no card')
+    about = ModelCardData(license=str(card.get('licence') or 'other').lower(),
+                          library_name='nbtransfer', tags=['image-classification'])
     shown = json.dumps(card, indent=2, ensure_ascii=False)
     page = (f'---\n{about.to_yaml()}\n---\n\n# {repo_id.rpartition("/")[2]}\n\n```python\n'
             f"from nbtransfer.all import *\nmodel = load_weights('{repo_id}')\n```\n\n"
@@ -979,23 +1007,25 @@ def load_weights(
 
     Raises `ValueError` if that does not say which network it is, or the tensors are not its own."""
     src = read_source(source)
+    name = str(source) if isinstance(source, (str, Path)) else src.label
     if 'arch' not in src.card:
-        raise ValueError(f'load_weights: a card that names the network is needed; {src.label} has none: '
-                         'build the network and use transfer_weights')
+        raise ValueError('load_weights: a card that names the network is needed; '
+                         f'{name} has none: build the network and use transfer_weights')
     try:
         arch = src.card['arch']
         _check_arch(arch, src.state)
         model = create_network(arch['name'], **arch['kwargs'])
         transfer_weights(src, model, head=True, min_share=1)
-    except (KeyError, TypeError, RuntimeError, ValueError) as e:
-        raise ValueError(f'load_weights: the card of {src.label} does not name a network that its '
+    except (AttributeError, KeyError, TypeError, RuntimeError, ValueError) as e:
+        raise ValueError(f'load_weights: the card of {name} does not name a network that its '
                          f'tensors fit ({type(e).__name__}: {e}): fetch the file again') from e
     model.card = src.card
     return model.eval()
 
+# %% ../nbs/03_weights.ipynb #check-arch
 def _check_arch(arch, state):
     "Refuse a card whose network would not fit the tensors, before it takes any memory"
-    odd = [k for k in arch['kwargs'] if re.search('pretrained|checkpoint|weights|cache|scriptable', k)]
+    odd = [k for k in arch['kwargs'] if re.search('pretrained|checkpoint|weights|cache|script', k)]
     if odd: raise ValueError(f'arguments of a network are needed; got {odd}')
     sizes = [o for t in state.values() for o in t.shape]
     numbers = [n for o in arch['kwargs'].values() for n in (o if isinstance(o, list) else [o])
@@ -1006,8 +1036,10 @@ def _check_arch(arch, state):
     shapes = [sorted(map(_squeezed, (t.shape for t in o.values()))) for o in (made, state)]
     if shapes[0] != shapes[1]:
         differ = [n for n, t in made.items() if n not in state or t.shape != state[n].shape]
-        raise ValueError(f'the shapes of {arch["name"]} {arch["kwargs"]} are needed; {differ[:3]} differ')
+        raise ValueError(f'the shapes of {arch["name"]} {arch["kwargs"]} are needed; '
+                         f'{differ[:3]} differ')
 
+# %% ../nbs/03_weights.ipynb #pretrained
 def pretrained(
     name:str,     # such as `resnet9-letters`; see `shipped_names`
 )->nn.Sequential: # the network in evaluation mode, with its `card`
