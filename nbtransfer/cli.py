@@ -146,7 +146,10 @@ def _few(task, args, seed): return task.subset(args.per_class, seed) if args.per
 def _source(nb, args):
     "Weights from anywhere, or a function that trains some: everything else is checked before"
     if args.source not in _BUILT_IN and not Path(args.source).is_dir():
-        try: return nb.read_source(args.source)
+        try:
+            source = nb.read_source(args.source)
+            known = 'arch' in source.card     # then also check that it is what its card says
+            return nb.read_source(nb.load_weights(args.source)) if known else source
         except ValueError as e:
             raise ValueError(f'a source is needed: {_TASKS}, or weights; got {args.source!r}, and '
                              f'{e}') from e

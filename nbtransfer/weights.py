@@ -498,7 +498,7 @@ def transfer_weights(
     to do is not clear; `ValueError` if source and target are one, or an option is unknown."""
     model, src = _unwrapped(model), read_source(source)
     _check_options(in_channels, batchnorm, head)
-    body_and_head(model)
+    _check_target(model)
     asked = _asked(src, model, only=only, skip=skip, in_channels=in_channels, batchnorm=batchnorm,
                    grow=grow, seed=seed, carry_head=head, vocabs=(src.card.get('vocab'), vocab))
     _check_apart(src.state, asked)
@@ -526,13 +526,18 @@ def _check_options(in_channels, batchnorm, head):
         if value not in known:
             raise ValueError(f'transfer_weights: {name} has to be one of {known}; got {value!r}')
 
-def _check_apart(theirs, asked):
-    "Refuse a target without numbers, and a source that is the target"
-    for n, b in asked.ours.items():
+def _check_target(model):
+    "Refuse a target without parts, or without numbers"
+    body_and_head(model)
+    for n, b in model.state_dict().items():
         if nn.parameter.is_lazy(b) or b.is_meta:
             raise ValueError('transfer_weights: a target with numbers is needed; '
                              f'{n} has none yet: run one batch through it, or build it off the '
                              'meta device')
+
+def _check_apart(theirs, asked):
+    "Refuse a source that is the target"
+    for n, b in asked.ours.items():
         a = theirs.get(asked.pairs.get(n, (n,))[0])
         if a is not None and a.device == b.device and a.data_ptr() == b.data_ptr() != 0:
             raise ValueError('transfer_weights: two networks are needed; source and target are the '
@@ -547,7 +552,7 @@ def _check_share(fates, src, model, asked, min_share):
         deeper = [n for n in names if fates[n].rule.startswith('deeper')]
         done = sum(fates[n].carried for n in names) + sum(params[n] for n in deeper)
         share = done / max(1, sum(params[n] for n in names))
-        if not names or share >= min_share: continue
+        if share >= min_share or not names and asked.carry_head: continue
         missed = sorted((n for n in names if not fates[n].carried), key=lambda n: -params[n])[:3]
         saw = '; '.join(f'{n} {tuple(asked.ours[n].shape)}, nearest {_nearest(n, asked, src)}'
                         for n in missed)

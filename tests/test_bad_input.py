@@ -14,7 +14,7 @@ from nbtransfer.finetuning import transfer_learner
 from nbtransfer.networks import create_network, resnet9
 from nbtransfer.pretraining import task_learner
 from nbtransfer.tasks import DataMissing, cifar10, cifar100, digits, image_folder, letters, split_per_class, task_named
-from nbtransfer.weights import load_weights, pretrained, save_weights, transfer_weights
+from nbtransfer.weights import _digest, _seal, load_weights, pretrained, save_weights, transfer_weights
 
 def saying(*parts, error=ValueError):
     "Expect an error whose message has all `parts`, in this order"
@@ -282,7 +282,13 @@ def learn():
 
 def tensors(): return {n: t.contiguous() for n, t in resnet9(3, width=2).state_dict().items()}
 
-def with_card(card): return save(tensors(), metadata=dict(card=card if isinstance(card, str) else json.dumps(card)))
+def with_card(card):
+    "A file with this card; the hashes of a dict are made right where it does not give them"
+    state = tensors()
+    if isinstance(card, dict) and card:
+        card = dict(sha256=_digest(state)) | card
+        card |= dict(card_sha256=_seal(card))
+    return save(state, metadata=dict(card=card if isinstance(card, str) else json.dumps(card)))
 
 def arch(name='resnet9', **kwargs): return dict(arch=dict(name=name, kwargs=dict(n_classes=3, width=2) | kwargs))
 

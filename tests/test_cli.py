@@ -102,7 +102,8 @@ def test_pictures_to_weights_to_networks_over_seeds(pictures, tmp_path):
     accs = [100 * o['metrics']['test_accuracy'] for o in (first, second)]
     assert tuned.splitlines()[-1] == f'2 seeds: {np.mean(accs):.1f} ± {np.std(accs, ddof=1):.1f} % (mean ± sd)'
     receipt = pd.read_csv(out/'receipt.csv')
-    assert receipt.groupby('part').status.unique().map(list).to_dict() == {'body': ['copied'], 'head': ['initialised']}
+    assert receipt.groupby('part').status.unique().map(list).to_dict() == {
+        'body': ['copied'], 'head': ['initialised', 'left behind']}
     assert not bars(tuned)
 
 def test_compare_into_a_folder_that_has_files(tmp_path):

@@ -1,4 +1,4 @@
-"Weights by name: sent to the Hugging Face Hub and fetched from it, from timm and torchvision; no test leaves the machine"
+"Weights by name: sent to the Hugging Face Hub, and fetched from it, timm and torchvision; all on this machine"
 import hashlib, io, json, os, pickle, re, socket
 from pathlib import Path
 import huggingface_hub
@@ -100,7 +100,7 @@ def pushed(hub, logged_in, files):
 
 def test_pushed_file_comes_back_byte_for_byte(hub, pushed, files):
     assert from_hub('me/digits').read_bytes() == files[0][0].read_bytes()
-    assert pushed.startswith(f'{hub.endpoint}/me/digits/commit/') and pushed.endswith(hub.repos['me/digits']['hashes'][-1])
+    assert pushed == f'{hub.endpoint}/me/digits/commit/{hub.repos["me/digits"]["hashes"][-1]}'
 
 def test_pushed_network_predicts_the_same(pushed, files):
     loaded, local = load_weights('me/digits'), load_weights(files[0][0])
@@ -111,17 +111,16 @@ def test_pushed_network_predicts_the_same(pushed, files):
 def test_pushed_network_is_a_source(pushed, files):
     model = resnet9(7, width=2)
     receipt = transfer_weights('me/digits', model)
-    assert receipt.share == 1 and 'me/digits' in str(receipt)
-    assert same(model.body.state_dict(), files[1][0].body.state_dict())
+    assert receipt.share == 1 and same(model.body.state_dict(), files[1][0].body.state_dict())
 
 def test_page_has_licence_and_card(hub, pushed, files):
     page = hub.repos['me/digits']['commits'][-1]['README.md'].decode()
     about = huggingface_hub.ModelCard(page).data
-    assert about.license == 'apache-2.0' and about.library_name == 'nbtransfer' and 'nbtransfer' in about.tags
+    assert about.license == 'apache-2.0' and about.library_name == 'nbtransfer'
     shown = json.loads(re.search(r'```json\n(.*?)\n```', page, re.S)[1])
     assert shown == load_weights(files[0][0]).card
 
-def test_page_without_licence_says_other(hub, logged_in, files, tmp_path):
+def test_page_without_licence_says_other(hub, logged_in, tmp_path):
     learn = task_learner(digits(), resnet9(10, width=2))
     push_to_hub(save_weights(learn, tmp_path/'a.safetensors'), 'me/digits')
     page = hub.repos['me/digits']['commits'][-1]['README.md'].decode()
@@ -143,7 +142,8 @@ def test_pushing_again_keeps_the_old_revision(hub, pushed, files):
         assert load_weights(name).card['nth'] == i
         assert same(load_weights(name).state_dict(), files[1][i].state_dict())
     model = resnet9(10, width=2)
-    assert old in str(transfer_weights(old, model)) and same(model.body.state_dict(), files[1][0].body.state_dict())
+    transfer_weights(old, model)
+    assert same(model.body.state_dict(), files[1][0].body.state_dict())
 
 def test_pushing_leaves_other_files_alone(hub, logged_in, files):
     hub.add('me/digits', {'notes.txt': b'mine', 'README.md': b'old'})
@@ -185,8 +185,9 @@ def changed(path, **card):
     if not card: state['head.bias'][0] += 1
     return save(state, metadata=dict(card=json.dumps({**json.loads(old), **card}) if card else old))
 
-not_written_by_us = dict(no_card=lambda o: save(tensors()), pickle=lambda o: torch_save(tensors()), text=lambda o: b'text',
-    short=lambda o: o.read_bytes()[:-9], number=lambda o: changed(o), card=lambda o: changed(o, licence='MIT'))
+not_written_by_us = {
+    'no card': lambda path: save(tensors()), 'pickle': lambda path: torch_save(tensors()), 'text': lambda path: b'text',
+    'short': lambda path: path.read_bytes()[:-9], 'number': changed, 'card': lambda path: changed(path, licence='MIT')}
 
 @pytest.mark.parametrize('kind', not_written_by_us)
 def test_file_that_is_not_ours_is_refused_before_any_request(kind, hub, logged_in, files, tmp_path):
@@ -226,7 +227,7 @@ def test_model_safetensors_comes_before_all(hub):
     hub.add('me/net', {'other.safetensors': b'no', 'pytorch_model.bin': b'no', 'model.safetensors': save(tensors())})
     assert same(read_source('me/net').state, tensors())
 
-@pytest.mark.parametrize('name', ['me', 'me/my/net', 'me/my net', 'me/net..', '../net', '', 'me/' + 99 * 'n'])
+@pytest.mark.parametrize('name', ['me/my/net', 'me/my net', 'me/net..', '../net', '', 'me/' + 99 * 'n'])
 def test_bad_name_of_a_repository(name, hub):
     with saying('from_hub: owner/name is needed', name): from_hub(name)
     assert not hub.requests
@@ -299,7 +300,7 @@ def test_tampered_file_is_refused(kind, part, hub, pushed, files):
 
 def test_tensors_of_a_stranger(hub):
     "Without a card they can be carried, by name, into a network that the user builds"
-    hub.add('you/net', {'model.safetensors': save(tensors())})
+    hub.add('you/net', {'model.safetensors': save(tensors(), metadata=dict(format='pt'))})
     model = resnet9(5, width=2)
     receipt = transfer_weights('you/net', model)
     assert receipt.share == 1 and receipt.source == 'you/net'
@@ -352,6 +353,11 @@ def test_timm_tag_other_than_the_usual_one(hub):
     hub.add(f'timm/resnet18.{tag}', {'model.safetensors': save(dict(weight=torch.ones(2)))})
     assert read_source(f'timm/resnet18.{tag}').label.endswith(tag)
     with saying('timm/resnet18.a1_in1k', error=DataMissing): read_source('timm/resnet18')
+
+def test_timm_network_of_an_old_revision(hub):
+    name = 'timm/test_vit.r160_in1k'
+    old, new = (hub.add(name, {'model.safetensors': save({'norm.weight': torch.ones(n)})}) for n in (1, 2))
+    for revision, n in ((old, 1), (new, 2)): assert len(read_source(f'{name}@{revision}').state['norm.weight']) == n
 
 def test_timm_network_into_its_twins(hub):
     "timm and torchvision name other things otherwise, and the file has lost timm's order"
@@ -439,11 +445,11 @@ def test_torchvision_file_is_fetched_once(hub, vision, cached, lose):
     assert cached() == [weights.url.rpartition('/')[2]]
     lose()
     hub.repos.clear()
-    assert same(read_source('mobilenet_v3_small').state, first) and len(gets(hub, '.pth')) == 1   # plain name: timm's is other
+    assert same(read_source('mobilenet_v3_small').state, first) and len(gets(hub, '.pth')) == 1
 
 def test_torchvision_file_with_another_hash(vision, cached):
     vision('mobilenet_v3_small', small()[1], name_of=b'another file')
-    with saying('download', 'hash', 'call again', error=DataMissing): load_weights('torchvision/mobilenet_v3_small')
+    with saying('mobilenet_v3_small', 'hash', 'call again', error=DataMissing): read_source('mobilenet_v3_small')
     assert not cached()
 
 def test_torchvision_download_that_breaks_off(hub, vision, cached):
@@ -463,7 +469,7 @@ def test_torchvision_file_that_is_not_there(hub, vision, cached):
 def test_torchvision_server_that_is_lost(monkeypatch, cached):
     weights = torchvision.models.get_model_weights('mobilenet_v3_small').DEFAULT
     monkeypatch.setattr(weights.value, 'url', 'http://127.0.0.1:9/a-01234567.pth')
-    with saying('127.0.0.1:9', 'connect to the network', error=DataMissing): load_weights('torchvision/mobilenet_v3_small')
+    with saying('127.0.0.1:9', 'connect to the network', error=DataMissing): read_source('mobilenet_v3_small')
     assert not cached()
 
 def test_torchvision_file_that_runs_code(vision, tmp_path):
@@ -486,7 +492,7 @@ def test_nearest_names_are_listed_once(hub):
     nearest = str(caught.value).rpartition('nearest: ')[2].split(', ')
     assert len(nearest) > 1 and len(set(nearest)) == len(nearest)
 
-@pytest.mark.parametrize('name', ['timm/test_vit.in22k', 'test_vit.in22k', 'test_vit.pth', 'timm/test_vit@v1'])
+@pytest.mark.parametrize('name', ['timm/test_vit.in22k', 'test_vit.in22k', 'test_vit.pth'])
 def test_timm_tag_or_missing_file_is_named(name, hub):
     "A file that is not there, named like a network of timm, is not one of its tags either"
     with saying('read_source', name): load_weights(name)
