@@ -71,7 +71,7 @@ class TransferReceipt:
                          & (self.rows.status != 'left behind')]
         return float(body.carried.sum() / max(1, body.numbers.sum()))
 
-    def __repr__(self): return str(self)
+    def __repr__(self): return self.to_text()
     def _repr_html_(self): return self.to_html()
 
 # %% ../nbs/03_weights.ipynb #receipt-summary
@@ -101,26 +101,27 @@ def share_flops(self:TransferReceipt)->float: # in [0, 1]; NaN if they could not
 @patch
 def summary(self:TransferReceipt)->pd.DataFrame: # tensors, numbers, numbers carried, MFLOPs
     "Count by part, status and rule"
-    table = self.rows.assign(mflops=self.flops / 1e6)
+    def joined(details): return ', '.join(o for o in details.unique() if o)
+    table = self.rows.assign(MFLOPs=self.flops / 1e6)
     groups = table.groupby(['part', 'status', 'rule'], sort=False)
-    return groups.agg(tensors=('tensor', 'size'), numbers=('numbers', 'sum'),
-                      carried=('carried', 'sum'), mflops=('mflops', 'sum')).reset_index()
+    return groups.agg(detail=('detail', joined), tensors=('tensor', 'size'),
+                      numbers=('numbers', 'sum'), carried=('carried', 'sum'),
+                      MFLOPs=('MFLOPs', 'sum')).reset_index()
 
 # %% ../nbs/03_weights.ipynb #receipt-text
 _MARKS = {'copied': ('●', '#0072b2', '#fff'), 'adapted': ('◐', '#e69f00', '#000'),
           'initialised': ('○', '#e8e8e8', '#000'), 'left behind': ('✕', '#707070', '#fff')}
 
 @patch
-def __str__(self:TransferReceipt):
+def to_text(self:TransferReceipt)->str: # a line for the totals, then one for each rule
+    "Give the receipt as text"
     flops = '' if math.isnan(self.share_flops) else f', {self.share_flops:.1%} by FLOPs'
     lines = [f'Transfer from {self.source}: {self.share:.1%} of the body carried{flops}']
-    lines += [f'{_MARKS[r.status][0]} {r.part:4} {r.status:11} {r.tensors:4} tensors '
-              f'{r.numbers:12,} numbers: {r.rule}' for r in self.summary().itertuples()]
-    noted = self.rows[self.rows.detail != '']
-    lines += [f'  {r.tensor}: {r.detail}' for r in noted.head(6).itertuples()]
-    if len(noted) > 6: lines.append(f'  and {len(noted) - 6} more, see `rows`')
-    if self.note: lines.append(f'  {self.note}')
-    return '\n'.join(lines)
+    for r in self.summary().itertuples():
+        detail = f' ({r.detail})' if r.detail else ''
+        lines.append(f'{_MARKS[r.status][0]} {r.part:4} {r.status:11} {r.tensors:4} tensors '
+                     f'{r.numbers:12,} numbers: {r.rule}{detail}')
+    return '\n'.join([*lines, *([self.note] if self.note else [])])
 
 @patch
 def to_html(self:TransferReceipt)->str: # HTML that reads in light and dark pages
@@ -129,23 +130,28 @@ def to_html(self:TransferReceipt)->str: # HTML that reads in light and dark page
         mark, back, front = _MARKS[status]
         return (f'<span style="background:{back};color:{front};padding:0 .5em;border-radius:.6em;'
                 f'white-space:nowrap">{mark} {status}</span>')
+    def cell(o): return html.escape(o) if isinstance(o, str) else o
+    def left(o): return f'<div style="text-align:left">{cell(o) or ""}</div>'
     def table(frame):
-        plain = frame.map(lambda o: html.escape(o) if isinstance(o, str) else o)
-        return plain.assign(status=[badge(s) for s in frame.status]).to_html(
-            index=False, escape=False, na_rep='', float_format='{:,.2f}'.format, max_rows=80)
+        words = {c: frame[c].map(left) for c in ('rule', 'detail')}
+        return frame.map(cell).assign(status=frame.status.map(badge), **words).to_html(
+            index=False, escape=False, na_rep='', max_rows=80, formatters=formats)
+    formats = dict(numbers='{:,}'.format, carried='{:,}'.format, MFLOPs='{:,.2f}'.format)
     rows = self.rows[['tensor', 'status', 'rule', 'detail', 'source_tensor', 'source_shape',
                       'target_shape', 'carried']]
-    first = html.escape(str(self).splitlines()[0])
-    note = html.escape(self.note)
-    return (f'<p>{first}</p><p>{note}</p>{table(self.summary())}<details><summary>All {len(rows)} '
-            f'tensors</summary>{table(rows)}</details>')
+    first, note = (html.escape(o) for o in (self.to_text().splitlines()[0], self.note))
+    return (f'<p>{first}</p>{note and f"<p>{note}</p>"}{table(self.summary())}'
+            f'<details><summary>All {len(rows)} tensors</summary>{table(rows)}</details>')
 
 # %% ../nbs/03_weights.ipynb #receipt-plot
 @patch
 def plot(self:TransferReceipt,
     ax:Axes=None, # matplotlib axes; new if None
 )->Axes:          # the axes
-    "Draw the target's layers from input to output, filled as far as they were carried"
+    """Draw the target's layers from input to output
+
+    A bar is as high as its layer has parameters, on a logarithmic scale, and as much of it is
+    filled as of the layer was carried."""
     ax = ax or plt.subplots(layout='constrained', figsize=(7, 3.2))[1]
     rows = self.rows[self.rows.status != 'left behind']
     weights = rows[rows.is_parameter]
@@ -164,11 +170,12 @@ def plot(self:TransferReceipt,
     for at in list(held.values())[1:]: ax.axvline(min(at) - .5, color='gray', lw=.6, ls=':')
     ax.set_xticks([sum(at) / len(at) for at in held.values()], held, rotation=30, ha='right')
     top = int(ax.get_ylim()[1])
+    ax.set_ylim(0, 1.2 * ax.get_ylim()[1])     # room for the legend
     ax.set_yticks(range(0, top + 1, 2), [f'$10^{{{i}}}$' for i in range(0, top + 1, 2)])
     ax.set(ylabel='parameters in a layer', xlim=(-.6, len(layers) - .4),
            title=f'{self.share:.1%} of the body carried from {self.source}')
     ax.legend([Patch(**looks[s]) for s in ('copied', 'adapted', 'initialised')],
-              [f'{_MARKS[s][0]} {s}' for s in ('copied', 'adapted', 'initialised')], fontsize=8)
+              [f'{_MARKS[s][0]} {s}' for s in ('copied', 'adapted', 'initialised')], fontsize=8, ncols=3)
     return ax
 
 # %% ../nbs/03_weights.ipynb #source
@@ -575,14 +582,18 @@ class _Fate(NamedTuple):
     carried: int = 0
     detail: str = ''
 
+def _as_built(why, name, ours):
+    "The fate of a tensor that keeps the numbers it was built with, and how those look"
+    return _Fate('initialised', why, detail=_init_of(name, ours))
+
 def _init_of(name, ours):
-    "How the numbers look that a tensor was built with"
     t = ours[name].float()
-    if t.numel() and (t == t.flatten()[0]).all(): return f'as built: all {t.flatten()[0]:g}'
+    if t.numel() and (t == t.flatten()[0]).all(): return f'all {t.flatten()[0]:g}'
     weight = ours.get(f'{name.rpartition(".")[0]}.weight', t)
     bound = (weight.numel() / max(1, len(weight))) ** -.5
-    uniform = t.numel() and t.abs().max() <= bound * 1.001 and t.abs().max() > .7 * bound
-    return 'as built: uniform in ±1/√fan_in' if uniform else 'as built: random'
+    fits = t.numel() < 20 or .85 < t.std() * 3 ** .5 / bound < 1.15
+    uniform = t.numel() and bound / 4 < t.abs().max() <= bound * 1.001 and fits
+    return 'uniform in ±1/√fan_in' if uniform else f'random, sd {t.std():.2g}'
 
 def _channels(a, b, rule):
     "The input layer's weights for another number of channels"
@@ -615,17 +626,18 @@ def _fit(name, a, b, asked):
     "What becomes of the target's tensor `b`, whose twin in the source is `a`"
     if name in asked.head_rows: return _rows(a, b, asked.vocabs[0], asked.vocabs[1])
     if a.shape == b.shape: return _Fate('copied', asked.pairs[name][1], a, b.numel())
+    a = a.to(b)
     if _squeezed(a.shape) == _squeezed(b.shape):
         return _Fate('adapted', 'sizes of one added or dropped', a.reshape(b.shape), b.numel())
     if name == asked.input_layer and (len(a), *a.shape[2:]) == (len(b), *b.shape[2:]):
         if asked.in_channels != 'new': return _channels(a, b, asked.in_channels)
-        return _Fate('initialised', 'a new input layer, as asked; ' + _init_of(name, asked.ours))
+        return _as_built('a new input layer, as asked', name, asked.ours)
     if 'pos_emb' in name and a.ndim == b.ndim == 3 and a.shape[2] == b.shape[2]:
         return _resized(name, a, b)
     if asked.grow and a.ndim == b.ndim and all(m <= n for m, n in zip(a.shape, b.shape)):
         value = widen(a, b.shape, asked.seed + len(name) + sum(map(ord, name)))
         return _Fate('adapted', 'wider: units repeated, what reads them split', value, b.numel())
-    return _Fate('initialised', 'another shape in the source; ' + _init_of(name, asked.ours))
+    return _as_built('another shape in the source', name, asked.ours)
 
 # %% ../nbs/03_weights.ipynb #decide-all
 def _fate(name, b, src, asked):
@@ -637,7 +649,7 @@ def _fate(name, b, src, asked):
         value = torch.ones_like(b) if name.endswith('var') else torch.zeros_like(b)
         return _Fate('initialised', 'BatchNorm statistics reset, as asked', value)
     else: return _fit(name, src.state[asked.pairs[name][0]], b, asked)
-    return _Fate('initialised', f'{why}; {_init_of(name, asked.ours)}')
+    return _as_built(why, name, asked.ours)
 
 _STATISTICS = 'running_mean', 'running_var', 'num_batches_tracked'
 
@@ -673,7 +685,7 @@ def _account(fates, src, model, asked):
     for s, t in src.state.items():
         if s in used: continue
         n = pairs.get(s)
-        why = fates[n].rule.partition(';')[0] if n else 'no such tensor in the target'
+        why = fates[n].rule if n else 'no such tensor in the target'
         in_head = n in asked.head if n else _HEAD.search(s) is not None
         if in_head and not asked.carry_head: why = 'a new head, as asked'
         rows.append((s, 'head' if in_head else 'body', 'left behind', why, '', s, tuple(t.shape),
@@ -693,6 +705,8 @@ def _evaluating(*networks):
     finally:
         for m, mode in modes: m.training = mode
 
+def _like(t, x): return t.to(x) if t.is_floating_point() else t.to(x.device)
+
 def _new_blocks(missing, present):
     "Outermost modules of which the source has nothing"
     blocks = []
@@ -708,11 +722,11 @@ def _identity_fates(model, fates, x):
     "Fates of the tensors in blocks that the source lacks: the identity to start with"
     body = body_and_head(model)[0]
     own, rel = _prefix_of(body, model), body.state_dict()
-    missing = [n for n in rel if fates[own + n].rule.startswith('no such tensor')]
+    missing = [n for n in rel if fates[own + n].rule.startswith('no such')]
     blocks, seen, changed = _new_blocks(missing, rel.keys() - set(missing)), {}, {}
     hooks = [body.get_submodule(n).register_forward_pre_hook(
         lambda m, args, n=n: seen.update({n: args[0]})) for n in blocks]
-    values = {n: fates[own + n].value for n in rel if fates[own + n].value is not None}
+    values = {n: _like(fates[own + n].value, x) for n in rel if fates[own + n].value is not None}
     try:
         with _evaluating(body): functional_call(body, values, x)
     finally:
@@ -747,7 +761,7 @@ def _check_function(source, model, fates, head, x):
         body, top = body_and_head(m)
         for part in (body, top) if head else (body,):
             own = _prefix_of(part, m)
-            out = functional_call(part, {n[len(own):]: t.to(x.device) for n, t in state.items()
+            out = functional_call(part, {n[len(own):]: _like(t, x) for n, t in state.items()
                                          if n.startswith(own)}, x if part is body else out)
         return out.flatten(1)
     with _evaluating(source, model):

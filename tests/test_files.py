@@ -6,7 +6,7 @@ from collections import OrderedDict
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
-from helpers import ROOT
+import helpers   # noqa: F401  this checkout, whatever is installed
 import pytest
 import torch
 from safetensors.torch import load, save
@@ -19,7 +19,7 @@ from nbtransfer.weights import load_weights, read_source, save_weights, transfer
 
 MB = 1 << 20
 OURS = re.compile('ValueError: (read_source|load_weights): ')
-NO_MEMORY = re.compile('MemoryError|alloc')   # what Python, Rust and torch say when they got less than they asked for
+NO_MEMORY = re.compile('MemoryError|bad_alloc|allocate')   # what Python, Rust and torch say when they got less than they asked for
 
 def saying(*parts, error=ValueError):
     "Expect an error whose message has all `parts`, in this order"
@@ -56,10 +56,10 @@ def small_arch(name='resnet9', **kwargs): return dict(name=name, kwargs=dict(n_c
 
 def small_file(**card): return with_card(small_state(), sealed(small_state(), **dict(arch=small_arch()) | card))
 
-# Files of torch.save, made by hand
+# Files made by hand
 
 class Storage:
-    "A storage that claims what it likes"
+    "A pickled storage that claims what it likes"
     def __init__(self, numel, key='0'): self.id = 'storage', torch.FloatStorage, key, 'cpu', numel
 
 class Call:
@@ -67,8 +67,10 @@ class Call:
     def __init__(self, function, *args): self.call = function, args
     def __reduce__(self): return self.call
 
-def view(storage, size, stride=(1,), offset=0):
-    return Call(torch._utils._rebuild_tensor_v2, storage, offset, size, stride, False, OrderedDict())
+def view(numel, size, stride=1, offset=0, key='0'):
+    "A pickled tensor that claims what it likes"
+    storage = Storage(numel, key)
+    return Call(torch._utils._rebuild_tensor_v2, storage, offset, (size,), (stride,), False, OrderedDict())
 
 def pickled(o, is_legacy=False, protocol=2):
     out = io.BytesIO()
@@ -80,40 +82,37 @@ def pickled(o, is_legacy=False, protocol=2):
 def archive(records, compression=zipfile.ZIP_STORED):
     out = io.BytesIO()
     with zipfile.ZipFile(out, 'w', compression) as z:
-        for name, data in records.items(): z.writestr(name, data)
+        for name, data in records.items(): z.writestr(name, bytes(data))
     return out.getvalue()
 
-def zip_file(o, *storages, protocol=2, compression=zipfile.ZIP_STORED):
-    "What torch.save writes for `o`, an object or its pickle"
+def zip_records(o, *storages, protocol=2):
     records = {'w/data.pkl': o if isinstance(o, bytes) else pickled(o, protocol=protocol), 'w/version': b'3\n'}
-    return archive(records | {f'w/data/{i}': data for i, data in enumerate(storages)}, compression)
+    return records | {f'w/data/{i}': data for i, data in enumerate(storages)}
 
-def legacy_file(o, *storages, protocol=2, keys=None):
+def zip_file(o, *storages, protocol=2):
+    "What torch.save writes for `o`, an object or its pickle"
+    return archive(zip_records(o, *storages, protocol=protocol))
+
+def legacy_file(o, *storages, protocol=2, keys='01'):
     "What torch.save once wrote for `o`, an object or its pickle"
     about = dict(protocol_version=1001, little_endian=True, type_sizes=dict(short=2, int=4, long=4))
-    parts = [0x1950a86a20f9469cfc6c, 1001, about, o, [str(i) for i in range(len(storages))] if keys is None else keys]
-    return b''.join([*(p if isinstance(p, bytes) else pickled(p, True, protocol) for p in parts),
-                     *(struct.pack('<q', len(s) // 4) + s for s in storages)])
+    parts = 0x1950a86a20f9469cfc6c, 1001, about, o, list(keys[:len(storages)])
+    return b''.join([*(o if isinstance(o, bytes) else pickled(o, True, protocol) for o in parts),
+                     *(struct.pack('<q', len(o) // 4) + o for o in storages)])
 
 def ops(code): return b'\x80\2' + code + b'.'
 
-def named_a(code): return ops(b'}X\1\0\0\0a' + code + b's')
-
-both_formats = {'zip': zip_file, 'legacy': legacy_file}
-
 four = struct.pack('<4f', 1, 2, 3, 4)
 
-def test_files_made_by_hand_are_read():
-    "So that those below are refused for what is wrong with them"
-    good = dict(a=view(Storage(4), (2, 2), (2, 1)))
-    for make in (zip_file, legacy_file):
-        read = torch.load(io.BytesIO(make(good, four)), weights_only=True)
-        assert read['a'].tolist() == [[1, 2], [3, 4]]
+each_maker = pytest.mark.parametrize('make', [zip_file, legacy_file], ids=['zip', 'legacy'])
 
-@pytest.mark.parametrize('make', both_formats.values(), ids=both_formats)
-def test_file_made_by_hand_is_read_by_us(make, tmp_path):
-    (tmp_path/'a.pth').write_bytes(make(dict(a=view(Storage(4), (2, 2), (2, 1))), four))
-    assert read_source(tmp_path/'a.pth').state['a'].tolist() == [[1, 2], [3, 4]]
+@each_maker
+def test_file_made_by_hand_is_read(make, tmp_path):
+    "So that those below are refused for what is wrong with them"
+    (tmp_path/'a.pth').write_bytes(make(dict(a=view(4, 4), b=view(4, 2, offset=2)), four))
+    assert torch.load(tmp_path/'a.pth')['b'].tolist() == [3, 4]
+    state = read_source(tmp_path/'a.pth').state
+    assert state['a'].tolist() == [1, 2, 3, 4] and state['b'].tolist() == [3, 4]
 
 # Processes of their own
 
@@ -133,21 +132,18 @@ def save_killed(path):
     weights._write_file(path, dict(a=torch.ones(9)), {})
 
 def warm_up(folder):
-    "Import and cache what reading needs, in place of the first file's reader"
-    for name, data in dict(ours=small_file(), zip=zip_file({}), legacy=legacy_file({})).items():
-        (folder/name).write_bytes(data)
-        for o in (saved(dict(a=torch.ones(2))), saved(dict(a=torch.ones(2)), **legacy), data):
-            (folder/name).write_bytes(o)
-            try: load_network(folder/name)
-            except ValueError: pass
-        (folder/name).unlink()
+    "Read a file of each kind: what that imports and keeps is not the doing of those that follow"
+    for data in (saved(dict(a=torch.ones(2))), saved(dict(a=torch.ones(2)), **legacy), small_file()):
+        (folder/'warm').write_bytes(data)
+        try: load_network(folder/'warm')
+        except ValueError: pass
 
 def measured(name, path):
     "Run a function of this file on a file, with memory for 4 times its bytes and 64 MB"
     warnings.simplefilter('ignore')
     signal.alarm(60)
-    before, start = memory('VmRSS'), time.process_time()
     limit_memory(4 * os.path.getsize(path) + 64 * MB)
+    before, start = memory('VmRSS'), time.process_time()
     try: said = globals()[name](path)
     except BaseException as e: said = f'{type(e).__name__}: {e}'
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10) - before
@@ -165,7 +161,7 @@ def serve(folder):
         os.close(answer)
         status = os.waitpid(child, 0)[1]
         with os.fdopen(result, 'rb') as f: said = f.read().decode()
-        sys.stdout.write((said or json.dumps(dict(said=f'died: {status}', time_s=0, grown=0))) + '\n')
+        sys.stdout.write((said or json.dumps(dict(said=f'died of signal {status}', time_s=0, grown=0))) + '\n')
         sys.stdout.flush()
 
 alone = {**os.environ, 'OMP_NUM_THREADS': '1', 'RUST_BACKTRACE': '0'}
@@ -190,10 +186,10 @@ def ends_well(apart, tmp_path):
     def run(data, function='read'):
         (tmp_path/'file').write_bytes(data)
         end = apart(function, tmp_path/'file')
-        assert OURS.match(end.said) or end.said.endswith('tensors'), end.said
-        assert not NO_MEMORY.search(end.said), f'it was asked for: {end.said}'
-        assert end.grown < max(50 * MB, 4 * len(data)), f'{end.grown / MB:.0f} MB for {len(data)} bytes: {end.said}'
-        assert end.time_s < 5, end
+        assert OURS.match(end.said) or end.said.endswith(' tensors'), end.said[:500]
+        assert not NO_MEMORY.search(end.said), f'it was asked for: {end.said[:500]}'
+        assert end.grown < max(50 * MB, 4 * len(data)), f'{end.grown / MB:.0f} MB for {len(data)} bytes'
+        assert end.time_s < 5, f'{end.time_s:.1f} s: {end.said[:500]}'
         return end.said
     return run
 
@@ -202,10 +198,303 @@ def refused(ends_well):
     "A function that sees bytes refused by us, in little time and memory"
     def run(data, *parts, function='read'):
         said = ends_well(data, function)
-        assert OURS.match(said), said
-        for part in parts: assert part in said
-        return said
+        assert OURS.match(said), said[:500]
+        for part in parts: assert part in said, said[:500]
     return run
+
+# Files that claim more than they hold
+
+def safetensors_file(header, data=b'', n=None):
+    text = json.dumps(header).encode()
+    return (len(text) if n is None else n).to_bytes(8, 'little') + text + data
+
+def claim(shape, n_bytes): return dict(a=dict(dtype='F32', shape=shape, data_offsets=[0, n_bytes]))
+
+safetensors_lies = {
+    'numbers': safetensors_file(claim([2**40], 2**42)), 'numbers in 16 bytes': safetensors_file(claim([2**40], 16), four),
+    'numbers that overflow': safetensors_file(claim([2**40, 2**40], 16), four),
+    'header of 2**62 bytes': safetensors_file(claim([4], 16), bytes(900), 2**62),
+    'header of 100 MB': safetensors_file(claim([4], 16), bytes(900), 10**8)}
+
+@pytest.mark.parametrize('lie', safetensors_lies)
+def test_safetensors_that_claim_too_much(lie, refused): refused(safetensors_lies[lie])
+
+def beside(other): return dict(a=view(4, 4), b=other)
+
+pickle_lies = {
+    'numbers': dict(a=view(2**40, 2**40)), 'few of many numbers': dict(a=view(2**40, 4)),
+    'numbers in a list': beside([view(2**33, 4, key='1')]), 'numbers deep inside': beside(dict(c=dict(d=view(2**33, 4, key='1')))),
+    'one number more': dict(a=view(5, 5)), 'no numbers': dict(a=view(-4, 4)), 'the same number often': dict(a=view(4, 10**9, 0)),
+    'a place outside': dict(a=view(4, 4, offset=2**40)), 'a place before': dict(a=view(4, 2, offset=-2)),
+    'bytearray': dict(a=Call(bytearray, 10**10)), 'storage by a call': beside(Call(torch.UntypedStorage, 10**10)),
+    'long bytes': ops(b'\x96' + struct.pack('<Q', 10**10)), 'long text': ops(b'X' + struct.pack('<I', 2**32 - 1)),
+    'longer text': ops(b'\x8d' + struct.pack('<Q', 10**10)), 'long number': ops(b'\x8b' + struct.pack('<I', 2**31 - 1)),
+    'two million operations': ops(b'N' * 2_000_000), 'a key 200,000 deep': ops(b'})' + b'\x85' * 200_000 + b'K\1s'),
+    'a key of 2**40 parts': ops(b'})' + b''.join(b'q%ch%c\x86' % (i, i) for i in range(40)) + b'K\1s')}
+
+@each_maker
+@pytest.mark.parametrize('lie', pickle_lies)
+def test_pickle_that_claims_too_much(lie, make, refused): refused(make(pickle_lies[lie], four, four))
+
+def test_numbers_that_are_not_in_the_file(refused):
+    "torch.load gives what happens to lie in memory"
+    refused(legacy_file(dict(a=view(4, 4))))
+    refused(zip_file(dict(a=view(4, 4))))
+
+def test_archive_that_unpacks_to_much_more(refused):
+    records = zip_records(dict(a=view(5 * 10**7, 5 * 10**7)), bytes(2 * 10**8))
+    bomb = archive(records, zipfile.ZIP_DEFLATED)
+    assert len(bomb) < 10**6
+    refused(bomb, 'compressed')
+
+@each_maker
+def test_many_names_for_the_same_numbers(make, ends_well):
+    tied = view(250_000, 250_000)
+    ends_well(make({f'a{i}': tied for i in range(1000)}, bytes(10**6)))
+
+crumbs = {
+    'metadata': lambda: save(dict(a=torch.ones(1)), metadata={str(i): '' for i in range(500_000)}),
+    'empty tensors': lambda: safetensors_file({f'a{i}': claim([0], 0)['a'] for i in range(100_000)}),
+    'lists in a card': lambda: with_card(dict(a=torch.ones(1)), dict(x=[[]] * 1_000_000))}
+
+@pytest.mark.parametrize('kind', crumbs)
+def test_file_of_crumbs(kind, ends_well):
+    "Things so small that it takes more memory to keep track of them than to hold them"
+    ends_well(crumbs[kind]())
+
+def test_parser_is_not_heard(tmp_path, capfd):
+    (tmp_path/'a.pth').write_bytes(legacy_file(dict(a=view(4, 2, offset=-2)), four))
+    with saying('read_source', 'a.pth'): read_source(tmp_path/'a.pth')
+    assert capfd.readouterr() == ('', '')
+
+big_files = {
+    'ours': lambda big: with_card(big, sealed(big, arch=dict(name='resnet9', kwargs=dict(n_classes=10, width=88)))),
+    'safetensors': save, 'zip': saved, 'legacy': lambda big: saved(big, **legacy)}
+
+@pytest.mark.parametrize('kind', big_files)
+def test_big_file_takes_at_most_four_times_its_size(kind, apart, tmp_path):
+    data = big_files[kind]({n: t.contiguous() for n, t in resnet9(10, width=88).state_dict().items()})
+    assert 45 * MB < len(data) < 60 * MB
+    (tmp_path/'big').write_bytes(data)
+    end = apart('load_network' if kind == 'ours' else 'read', tmp_path/'big')
+    assert end.said == '50 tensors' and end.grown <= 4 * len(data), f'{end.grown / len(data):.2f}: {end.said[:500]}'
+
+# Code is not run
+
+def bare(o, protocol=2): return pickle.dumps(o, protocol)
+
+@pytest.mark.parametrize('make, protocol', product([zip_file, legacy_file, bare], [2, 4]))
+def test_code_in_a_pickle_is_not_run(make, protocol, tmp_path):
+    path, marker = tmp_path/'a.pth', tmp_path/'marker'
+    path.write_bytes(make(dict(a=Call(os.mkdir, str(marker))), protocol=protocol))
+    try:
+        with saying('read_source', 'a.pth', 'mkdir', 'state_dict()', 'save_weights'): read_source(path)
+    finally: assert not marker.exists()
+
+def test_code_in_an_older_pickle_is_not_run(tmp_path):
+    path, marker = tmp_path/'a.pth', tmp_path/'marker'
+    path.write_bytes(zip_file(f"(S'{marker}'\nios\nmkdir\n.".encode()))
+    with saying('read_source', 'os.mkdir', 'save_weights'): read_source(path)
+    assert not marker.exists()
+
+@each_format
+def test_pickled_network_is_refused(options, tmp_path):
+    (tmp_path/'a.pth').write_bytes(saved(resnet9(2, width=1), **options))
+    with saying('read_source', 'a.pth', 'torch.nn', 'state_dict()', 'save_weights'): read_source(tmp_path/'a.pth')
+
+def test_pickled_learner_is_refused(learn, tmp_path):
+    learn.export(tmp_path/'a.pkl')
+    with saying('read_source', 'a.pkl', 'Learner', 'state_dict()', 'save_weights'): read_source(tmp_path/'a.pkl')
+
+# Names
+
+@pytest.mark.parametrize('name', ['../x', '/etc/x', 'a/b', 'a\\b', '', '.', 'a.', '..', 'a..b', 'a\nb', 'a\0b', 'a\x1b[0m', '\u202e'],
+                         ids=ascii)
+def test_name_that_no_parameter_has(name, tmp_path):
+    state = {'a.weight': torch.ones(1), name: torch.ones(1)}
+    for data in (save(state), saved(state), saved(state, **legacy)):
+        (tmp_path/'a').write_bytes(data)
+        with saying('read_source', 'names of parameters', repr(name)) as error: read_source(tmp_path/'a')
+        assert str(error.value).isprintable()
+    with saying('read_source', 'names of parameters', repr(name)): read_source(state)
+
+@pytest.mark.parametrize('name', [3, ('a', 'b'), None, b'a'])
+def test_name_that_is_no_text(name, tmp_path):
+    (tmp_path/'a').write_bytes(saved({name: torch.ones(1)}))
+    with saying('read_source', 'names of parameters', repr(name)): read_source(tmp_path/'a')
+
+@pytest.mark.parametrize('name', ['../x', 'w/../../x', '/etc/x', '\\x', 'w/data/../0'])
+def test_archive_that_names_files_outside(name, tmp_path):
+    (tmp_path/'a').write_bytes(archive(zip_records(dict(a=view(4, 4)), four) | {name: b'x'}))
+    before = set(tmp_path.parent.iterdir())
+    with saying('read_source', 'outside'): read_source(tmp_path/'a')
+    assert set(tmp_path.parent.iterdir()) == before and list(tmp_path.iterdir()) == [tmp_path/'a']
+
+@pytest.mark.parametrize('name', ['', '.', '..', '../../x', 'resnet9-letters/../x', 'resnet9-letters/..', '/etc', '/', 'here', 'a/b',
+    '~', 'a\0b', 'x' * 5000, 'resnet9-letters.safetensors/', 'file://a', '-', '@', 'timm/../x'], ids=lambda o: ascii(o[:30]))
+def test_source_that_is_no_file(name, tmp_path, monkeypatch):
+    "Also folders, which the Hub is not asked for"
+    def ask(*args): raise AssertionError('asked the Hub')
+    monkeypatch.setattr(weights, 'from_hub', ask)
+    monkeypatch.chdir(tmp_path)
+    for folder in ('here', 'a/b'): (tmp_path/folder).mkdir(parents=True)
+    for source in (name, Path(name)):
+        with saying('read_source', 'name'): read_source(source)
+
+# Cards
+
+def path_of(data, tmp_path):
+    (tmp_path/'a.safetensors').write_bytes(data)
+    return tmp_path/'a.safetensors'
+
+def test_right_card_is_accepted(tmp_path):
+    assert load_weights(path_of(small_file(), tmp_path)).card['arch'] == small_arch()
+
+@pytest.mark.parametrize('change', [dict(arch=small_arch(width=9)), dict(more=1), dict(sha256=None), dict(card_sha256=None)], ids=str)
+def test_changed_card_is_refused(change, tmp_path):
+    card = sealed(small_state(), arch=small_arch()) | change
+    with saying('read_source', 'a.safetensors', 'card', 'fetch'):
+        load_weights(path_of(with_card(small_state(), {k: v for k, v in card.items() if v}), tmp_path))
+
+@pytest.mark.parametrize('change', [
+    lambda state: {**state, 'more': torch.ones(1)}, lambda state: {n: t for n, t in state.items() if 'num_b' not in n},
+    lambda state: {n: t.half() if 'bias' in n else t for n, t in state.items()},
+    lambda state: {n: t[None] if 'bias' in n else t for n, t in state.items()},
+    lambda state: {n.replace('stage1', 'stage4'): t for n, t in state.items()}], ids=['more', 'less', 'half', 'shape', 'name'])
+def test_changed_tensors_are_refused(change, tmp_path):
+    card = sealed(small_state(), arch=small_arch())
+    with saying('read_source', 'a.safetensors', 'tensors', 'card', 'fetch'):
+        load_weights(path_of(with_card(change(small_state()), card), tmp_path))
+
+@pytest.mark.parametrize('text', ['', 'text', '{"a": 1', '[]', '[1]', '""', '0', 'null', '{"a": 1}{}', '\x00', '{"a": 1' + '0' * 5000 + '}',
+    json.dumps(list(sealed(small_state(), arch=small_arch()).items()))], ids=range(12))
+def test_card_that_is_no_object(text, tmp_path):
+    with saying('read_source', 'a.safetensors', 'fetch'): read_source(path_of(with_card(small_state(), text), tmp_path))
+
+def test_card_nested_too_deep(tmp_path):
+    state = dict(a=torch.ones(1))
+    start = json.dumps(dict(sha256=weights._digest(state)))[:-1]
+    for depth in (*range(500, 1100), 10**5):
+        with saying('read_source', 'a.safetensors', 'fetch'):
+            read_source(path_of(with_card(state, f'{start}, "x": {"[" * depth}{"]" * depth}}}'), tmp_path))
+
+def test_card_of_ten_megabytes(refused): refused(small_file(more='x' * 10**7), 'card')
+
+vit, timm_resnet = 'timm/vit_tiny_patch16_224', 'timm/resnet18'
+
+untrue_archs = {
+    'wider': small_arch(width=4000), 'wider still': small_arch(width=10**9), 'deeper': small_arch(depth=10**9),
+    'more classes': small_arch(n_classes=10**9), 'infinite': small_arch(width=math.inf), 'nan': small_arch(n_classes=math.nan),
+    'negative': small_arch(width=-3), 'text': small_arch(width='9'), 'list': small_arch(n_classes=[2]),
+    '4,000 blocks': dict(name=vit, kwargs=dict(n_classes=2, depth=4000)),
+    '16,000 layers': dict(name=timm_resnet, kwargs=dict(n_classes=2, layers=[4000] * 4)),
+    'nested list': dict(name=timm_resnet, kwargs=dict(n_classes=2, layers=[[10**9]])),
+    'no heads': dict(name=vit, kwargs=dict(n_classes=2, num_heads=0)),
+    '7 heads': dict(name=vit, kwargs=dict(n_classes=2, num_heads=7)),
+    'no patches': dict(name=vit, kwargs=dict(n_classes=2, patch_size=0)),
+    'block of text': dict(name=timm_resnet, kwargs=dict(n_classes=2, block='x')),
+    'features': dict(name=timm_resnet, kwargs=dict(n_classes=2, features_only=True)),
+    'none': None, 'a list': [], 'a name': 'resnet9', 'no name': dict(kwargs={}), 'no kwargs': dict(name='resnet9'),
+    'kwargs none': dict(name='resnet9', kwargs=None), 'kwargs list': dict(name='resnet9', kwargs=[]),
+    'kwargs text': dict(name='resnet9', kwargs='abc'), 'name none': dict(name=None, kwargs=dict(n_classes=2)),
+    'name number': dict(name=5, kwargs=dict(n_classes=2)), 'name list': dict(name=['resnet9'], kwargs=dict(n_classes=2)),
+    'name path': dict(name='../resnet9', kwargs=dict(n_classes=2)), 'name Hub': dict(name='hf_hub:a/b', kwargs=dict(n_classes=2))}
+
+@pytest.mark.parametrize('arch', untrue_archs)
+def test_card_with_right_hashes_that_is_not_true(arch, refused):
+    refused(small_file(arch=untrue_archs[arch]), 'load_weights', 'card', function='load_network')
+
+@pytest.mark.parametrize('name', ['checkpoint_path', 'pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'weights', 'weights_backbone',
+                                  'cache_dir', 'scriptable'])
+def test_card_that_asks_for_other_files(name, tmp_path, monkeypatch):
+    def build(*args, **kwargs): raise AssertionError('built')
+    monkeypatch.setattr(weights, 'create_network', build)
+    for network in ('resnet9', timm_resnet, 'torchvision/resnet18'):
+        with saying('load_weights', repr(name)):
+            load_weights(path_of(small_file(arch=small_arch(network, **{name: '/etc/passwd'})), tmp_path))
+
+@pytest.mark.parametrize('key, value', product(['recipe', 'vocab', 'mean', 'metrics', 'more'], [5, 'x', [], [5], dict(task=5), dict(task=[])]))
+def test_card_of_odd_kinds(key, value, tmp_path):
+    "Read, or refused by us"
+    try: read_source(path_of(small_file(**{key: value}), tmp_path))
+    except ValueError as e: assert str(e).startswith('read_source: ')
+
+# Checkpoints
+
+@pytest.fixture(scope='module')
+def learn():
+    "A learner whose BatchNorm layers and optimiser have seen a batch"
+    learn = task_learner(digits().subset(2), resnet9(10, width=2))
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    return learn
+
+@each_format
+@pytest.mark.parametrize('key, more', [('model', dict(opt=dict(state=[], lr=.1))), ('state_dict', dict(epoch=3, name='x')), ('ema', {})])
+def test_state_is_found_in_a_checkpoint(key, more, options, tmp_path):
+    (tmp_path/'a.pth').write_bytes(saved({key: small_state(), **more}, **options))
+    assert bits(read_source(tmp_path/'a.pth').state) == bits(small_state())
+
+@each_format
+def test_checkpoint_with_two_states_is_refused(options, tmp_path):
+    (tmp_path/'a.pth').write_bytes(saved(dict(epoch=3, model=small_state(), ema=small_state()), **options))
+    with saying('read_source', "['model', 'ema']", 'pass the right one'): read_source(tmp_path/'a.pth')
+
+@pytest.mark.parametrize('with_opt', [True, False])
+def test_what_fastai_saves_is_read(with_opt, learn, tmp_path, monkeypatch):
+    monkeypatch.setattr(learn, 'path', tmp_path)
+    path = learn.save('a', with_opt=with_opt)
+    assert bits(read_source(path).state) == bits(learn.model.cpu().state_dict())
+    target = resnet9(10, width=2)
+    assert transfer_weights(path, target, head=True).share == 1
+    assert bits(target.state_dict()) == bits(learn.model.state_dict())
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64, torch.complex64, torch.uint8, torch.bool])
+def test_numbers_of_any_precision_are_read(dtype, tmp_path):
+    state = dict(a=torch.arange(6).reshape(2, 3).to(dtype), b=torch.tensor(1).to(dtype), c=torch.ones(0, 2).to(dtype))
+    for data in (save(state), saved(state), saved(state, **legacy)):
+        (tmp_path/'a').write_bytes(data)
+        assert bits(read_source(tmp_path/'a').state) == bits(state)
+
+@each_format
+def test_tensors_that_lie_oddly_in_memory_are_read(options, tmp_path):
+    base = torch.arange(24.).reshape(2, 3, 4)
+    state = dict(a=base, b=base[1], c=base.permute(2, 0, 1), d=base[:, ::2, 1], e=nn.Parameter(base[0]))
+    (tmp_path/'a').write_bytes(saved(state, **options))
+    assert bits(read_source(tmp_path/'a').state) == bits(state)
+
+def test_files_are_read_by_what_they_hold(tmp_path):
+    state = small_state()
+    for name, data in {'a.safetensors': saved(state), 'b.safetensors': saved(state, **legacy), 'a.pth': save(state)}.items():
+        (tmp_path/name).write_bytes(data)
+        assert bits(read_source(tmp_path/name).state) == bits(state)
+    (tmp_path/'b.pth').write_bytes(small_file())
+    assert load_weights(tmp_path/'b.pth').card['arch'] == small_arch()
+
+def test_old_file_is_whole_after_a_kill(apart, tmp_path):
+    path = path_of(small_file(), tmp_path)
+    assert apart('save_killed', path).said == f'died of signal {signal.SIGKILL}'
+    assert bits(load_weights(path).state_dict()) == bits(small_state())
+
+# Saved and loaded
+
+def test_loaded_network_predicts_the_same(learn, tmp_path):
+    model = learn.model.cpu()
+    fresh = resnet9(10, width=2).state_dict()
+    assert all((t != fresh[n]).any() for n, t in model.state_dict().items() if 'running' in n or 'num_batches' in n)
+    loaded, x = load_weights(save_weights(learn, tmp_path/'a.safetensors')), torch.randn(8, 3, 32, 32)
+    assert bits(loaded.state_dict()) == bits(model.state_dict())
+    assert torch.equal(loaded(x), model.eval()(x)) and not torch.equal(loaded(x), model.train()(x))
+
+def test_metrics_come_back(learn, tmp_path):
+    metrics = dict(valid_loss=math.nan, test_accuracy=.5, train_loss=math.inf)
+    card = load_weights(save_weights(learn, tmp_path/'a.safetensors', metrics=metrics)).card
+    assert math.isnan(card['metrics'].pop('valid_loss')) and card['metrics'] == dict(test_accuracy=.5, train_loss=math.inf)
+
+@pytest.mark.parametrize('name', ['accuracy', 'validation_accuracy', 'valid', 'my_valid_accuracy', ''])
+def test_metric_without_a_split_is_refused(name, learn, tmp_path):
+    with saying('save_weights', 'train_…', repr([name])):
+        save_weights(learn, tmp_path/'a.safetensors', metrics={'valid_accuracy': 1., name: 1.})
+    assert not list(tmp_path.iterdir())
 
 # Mutated files
 
@@ -305,7 +594,7 @@ def mutate_card(data, rng):
 
 mutations = dict(ours=mutate_safetensors, safetensors=mutate_safetensors, zip=mutate_zip, legacy=mutate_legacy,
                  cards=mutate_card)
-n_files = dict(ours=12_000, safetensors=31_000, zip=5_500, legacy=1_500, cards=400)   # for each of two seeds
+n_files = dict(ours=4_500, safetensors=40_000, zip=4_500, legacy=1_200, cards=200)   # for each of two seeds
 fuzz_card = dict(arch=small_arch(), recipe=dict(task='digits'), vocab=['a', 'b'], metrics=dict(valid_accuracy=.5))
 
 def original(kind):
