@@ -28,7 +28,8 @@ import torch
 import torchvision
 from fastai.learner import Learner
 from fastcore.basics import patch
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData, hf_hub_download
+from huggingface_hub import (CommitOperationAdd, HfApi, ModelCardData, hf_hub_download,
+                             try_to_load_from_cache)
 from huggingface_hub.errors import (EntryNotFoundError, HFValidationError,
                                     LocalEntryNotFoundError)
 from matplotlib.axes import Axes
@@ -174,8 +175,9 @@ def plot(self:TransferReceipt,
     ax.set_yticks(range(0, top + 1, 2), [f'$10^{{{i}}}$' for i in range(0, top + 1, 2)])
     ax.set(ylabel='parameters in a layer', xlim=(-.6, len(layers) - .4),
            title=f'{self.share:.1%} of the body carried from {self.source}')
-    ax.legend([Patch(**looks[s]) for s in ('copied', 'adapted', 'initialised')],
-              [f'{_MARKS[s][0]} {s}' for s in ('copied', 'adapted', 'initialised')], fontsize=8, ncols=3)
+    shown = 'copied', 'adapted', 'initialised'
+    ax.legend([Patch(**looks[s]) for s in shown], [f'{_MARKS[s][0]} {s}' for s in shown],
+              fontsize=8, ncols=3)
     return ax
 
 # %% ../nbs/03_weights.ipynb #source
@@ -913,14 +915,17 @@ def _of_name(name):
     library, _, plain = name.rpartition('/')
     if name in shipped_names(): return _of_file(_SHIPPED/f'{name}.safetensors', name)
     if Path(name).is_file(): return _of_file(Path(name), name)
-    if library in ('', 'timm') and timm.is_model(plain): return _of_timm(plain)
+    is_timm = timm.is_model_pretrained if '.' in plain else timm.is_model   # after the dot, a tag
+    if library in ('', 'timm') and is_timm(plain): return _of_timm(plain)
     vision = torchvision.models.list_models(module=torchvision.models)
     if library in ('', 'torchvision') and plain in vision: return _of_torchvision(plain)
     is_file = Path(name).suffix in ('.safetensors', '.pth', '.pt', '.bin', '.pkl')
-    if library and not is_file and re.fullmatch(r'[\w-][\w.-]*/[\w.-]+(@[\w.-]+)?', name):
+    is_repo = library != 'torchvision' and re.fullmatch(r'[\w-][\w.-]*/[\w.-]+(@[\w.-]+)?', name)
+    if is_repo and not is_file:
         repo_id, _, revision = name.partition('@')
-        return _of_file(from_hub(repo_id, revision or None), name)
-    near = get_close_matches(plain, [*shipped_names(), *vision, *timm.list_models()], 3)
+        src = _of_file(from_hub(repo_id, revision or None), name)
+        return src._replace(label=src.label if name in src.label else f'{src.label} ({name})')
+    near = get_close_matches(plain, {*shipped_names(), *vision, *timm.list_models()}, 3)
     raise ValueError('read_source: the name of a file, of a network of timm or torchvision, '
                      f'owner/name on the Hub, or one of {shipped_names()} is needed; got {name!r}'
                      + (f'; nearest: {", ".join(near)}' if near else ''))
@@ -978,7 +983,10 @@ def from_hub(
         return Path(hf_hub_download(repo_id, name, revision=revision, endpoint=api.endpoint))
     try:
         try: return get('model.safetensors')
-        except LocalEntryNotFoundError: raise
+        except LocalEntryNotFoundError:   # no connection: is the other usual name in the cache?
+            there = try_to_load_from_cache(repo_id, 'pytorch_model.bin', revision=revision)
+            if isinstance(there, str): return Path(there)
+            raise
         except EntryNotFoundError: names = api.list_repo_files(repo_id, revision=revision)
         kinds = '.safetensors', '.bin', '.pth', '.pt'
         found = next(filter(None, ([n for n in names if n.endswith(k)] for k in kinds)), [])
@@ -986,9 +994,10 @@ def from_hub(
     except HFValidationError as e:
         raise ValueError(f'from_hub: owner/name is needed; got {repo_id!r} ({e})') from e
     except Exception as e:   # a lost connection has another class in each version of the client
+        said = ' '.join(str(e).split())[:160]   # its messages have several lines
         raise DataMissing(f'from_hub: {repo_id} is needed and could not be fetched ('
-                          f'{type(e).__name__}: {e}); look at the name, log in if it is private, '
-                          'or connect and call again') from e
+                          f'{type(e).__name__}: {said}…); look at the name, log in if it is '
+                          'private, or connect and call again') from e
     raise ValueError(f'from_hub: one file of weights is needed; {repo_id} has '
                      f'{found or names[:6]}: fetch the one you want and name its path')
 
@@ -1008,12 +1017,12 @@ def push_to_hub(
                          f'{path} has no card')
     about = ModelCardData(license=str(card.get('licence') or 'other').lower(),
                           library_name='nbtransfer', tags=['image-classification'])
+    api = HfApi(endpoint=os.environ.get('HF_ENDPOINT'), token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id   # with its owner
     shown = json.dumps(card, indent=2, ensure_ascii=False)
     page = (f'---\n{about.to_yaml()}\n---\n\n# {repo_id.rpartition("/")[2]}\n\n```python\n'
             f"from nbtransfer.all import *\nmodel = load_weights('{repo_id}')\n```\n\n"
             f'The card in the file:\n\n```json\n{shown}\n```\n')
-    api = HfApi(endpoint=os.environ.get('HF_ENDPOINT'), token=token)
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     files = [CommitOperationAdd('model.safetensors', str(path)),
              CommitOperationAdd('README.md', page.encode())]
     return api.create_commit(repo_id, files, commit_message='Weights by nbtransfer').commit_url

@@ -501,7 +501,7 @@ def test_nearest_names_are_listed_once(hub):
     nearest = str(caught.value).rpartition('nearest: ')[2].split(', ')
     assert len(nearest) > 1 and len(set(nearest)) == len(nearest)
 
-@pytest.mark.parametrize('name', ['timm/test_vit.in22k', 'test_vit.in22k', 'test_vit.pth'])
+@pytest.mark.parametrize('name', ['test_vit.in22k', 'test_vit.pth'])
 def test_timm_tag_or_missing_file_is_named(name, hub):
     "A file that is not there, named like a network of timm, is not one of its tags either"
     with saying('read_source', name): load_weights(name)
