@@ -51,7 +51,7 @@ def _add_options(command, run):
     add('--out', out, 'folder for the results', 'DIR', type=Path)
     flag('--overwrite', 'write into a folder that has files already')
     if run is _demo: return add('--seeds', 5, 'number of seeds')
-    weights = '' if run is _pretrain else '; or a weights file, or the name of a network that has weights'
+    weights = '' if run is _pretrain else '; or a file of weights, or the name of some'
     command.add_argument('--source', required=True, help=_TASKS + weights)
     if run is not _pretrain: command.add_argument('--target', required=True, help=_TASKS)
     archs = 'article_cnn, resnet9, or a timm or torchvision name'
