@@ -38,9 +38,11 @@ from safetensors import safe_open
 from safetensors.torch import save
 from timm.layers import resample_abs_pos_embed
 from torch import nn
-from torch._subclasses import FakeTensorMode
+from torch._weights_only_unpickler import Unpickler
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.serialization import MAGIC_NUMBER
+from torch.utils._python_dispatch import TorchDispatchMode
 from .networks import (body_and_head, create_network, flops_by_layer, picture_shape,
                                  stages, tensors_of)
 from .tasks import DataMissing, inference_card, normalization, write_whole
@@ -830,18 +832,16 @@ def _write_file(path, state, card):
     with write_whole(path) as f: f.write(save(state, metadata=dict(card=json.dumps(card))))
 
 # %% ../nbs/03_weights.ipynb #read-file
-_PLAIN = re.compile(r'collections OrderedDict|torch(\.storage)? \w+Storage|'
-                    r'torch (bfloat16|(float|u?int)\d+|bool)|torch Size|'
-                    r'torch\._utils _rebuild_(tensor|tensor_v2|tensor_v3|parameter)')
-_CARD_MAX = 1 << 22   # bytes
+_HEADER_MAX = 1 << 21   # bytes, the card among them
 
 def _of_file(path, label):
     "A file, by what it holds; any complaint of a parser is one error of ours"
     try:
         with open(path, 'rb') as f: start = f.read(9)
-        is_pickle = start[:4] == b'PK\3\4' or start[:1] == b'\x80'
-        if start[8:] == b'{': (state, card), is_pickle = _read_safetensors(path), False
-        elif is_pickle: state, card = _read_pickle(path), {}
+        is_pickle, n_header = start[8:] != b'{', int.from_bytes(start[:8], 'little')
+        if not is_pickle: state, card = _read_safetensors(path, n_header)
+        elif start[:4] == b'PK\3\4': state, card = _read_archive(Path(path)), {}
+        elif start[:1] == b'\x80': state, card = _read_older(Path(path)), {}
         else: raise ValueError('it begins like neither safetensors nor torch.save')
         for n, t in state.items(): _check_tensor(n, t, path)
     except Exception as e:   # a hostile file can make a parser raise anything
@@ -855,52 +855,109 @@ def _of_file(path, label):
                          'the file again')
     return Source(state, card, _label(card, label), ordered=is_pickle)
 
-def _read_safetensors(path):
+def _read_safetensors(path, n_header):
+    if n_header > _HEADER_MAX:
+        raise ValueError(f'its header with the card claims {n_header:,} bytes')
     with safe_open(path, 'pt') as f:
-        text = (f.metadata() or {}).get('card', '{}')
-        if len(text) > _CARD_MAX: raise ValueError(f'a card of {len(text)} characters')
-        return {n: f.get_tensor(n) for n in f.keys()}, dict(json.loads(text))
+        card = json.loads((f.metadata() or {}).get('card', '{}'))
+        if not isinstance(card, dict): raise ValueError('its card is no JSON object')
+        return {n: f.get_tensor(n) for n in f.keys()}, card
 
-# %% ../nbs/03_weights.ipynb #read-pickle
-def _pickles(path):
-    "The pickles in a file of torch.save, and whether it is of the newer kind, an archive"
-    n_bytes = path.stat().st_size
-    with open(path, 'rb') as f:
-        if f.read(4) != b'PK\3\4':
-            f.seek(0)
-            return [list(pickletools.genops(f)) for _ in range(5)], False
-    with zipfile.ZipFile(path) as z:
-        entries = z.infolist()
-        if any(o.compress_type for o in entries) or sum(o.file_size for o in entries) > n_bytes:
-            raise ValueError('its archive is compressed, or claims more than the file holds')
-        if any('..' in o.filename or o.filename[:1] in '/\\' for o in entries):
-            raise ValueError('its archive names files outside of itself')
-        named = [o for o in entries if o.filename.endswith('.pkl')]
-        return [list(pickletools.genops(z.read(o))) for o in named], True
+# %% ../nbs/03_weights.ipynb #scan-pickle
+_PLAIN = re.compile(r'collections OrderedDict|torch (?!Untyped|Typed)\w+Storage|'
+                    r'torch (bfloat16|(float|u?int|complex)\d+|bool)|'
+                    r'torch\._utils _rebuild_(tensor|tensor_v2|parameter)')
+_OPS_MAX, _DEPTH_MAX = 1_000_000, 20
 
-def _read_pickle(path):
-    "Tensors of a file of torch.save, if they are all that it holds"
-    path = Path(path)
-    pickles, is_archive = _pickles(path)
-    named = {arg for ops in pickles for op, arg, _ in ops if op.name in ('GLOBAL', 'INST')}
-    odd = sorted(o.replace(' ', '.') for o in named if not _PLAIN.fullmatch(o))
+def _scan(stream):
+    "Read a pickle's operations without running them, and refuse what tensors do not need"
+    names, stack, memo, mark = {}, [], {}, object()
+    for i, (op, arg, _) in enumerate(pickletools.genops(stream)):
+        if 'PUT' in op.name or op.name == 'MEMOIZE':
+            memo[len(memo) if arg is None else arg] = stack[-1]
+            continue
+        taken, kinds = [], op.stack_before
+        if pickletools.markobject in kinds:
+            while (o := stack.pop()) is not mark: taken.append(o)
+            kinds = kinds[:kinds.index(pickletools.markobject)]
+        taken += [stack.pop() for _ in kinds]
+        if op.name in ('GLOBAL', 'INST'): names[arg] = True
+        if op.name == 'STACK_GLOBAL': names[f'{taken[1]} {taken[0]}'] = True
+        deep = max((o for o in taken if isinstance(o, int)), default=0)
+        deep = deep + 1 if 'TUPLE' in op.name else 0
+        made = mark if op.name == 'MARK' else arg if isinstance(arg, str) else deep
+        stack += [memo[arg] if 'GET' in op.name else made] * len(op.stack_after)
+        if i > _OPS_MAX or deep > _DEPTH_MAX:
+            raise ValueError('its pickle is longer or deeper than tensors need')
+    odd = [o.replace(' ', '.') for o in names if not _PLAIN.fullmatch(o)]
     if odd:
         raise ValueError(f'it holds pickled objects, not only tensors: {", ".join(odd[:3])}. Open '
                          'it where you trust it and keep the tensors: '
                          "torch.save(learn.model.state_dict(), 'weights.pth'), or "
                          "save_weights(learn, 'weights.safetensors')")
-    if is_archive: loaded = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
-    else:
-        data = path.read_bytes()
-        with FakeTensorMode(): claims = torch.load(io.BytesIO(data), weights_only=True)
-        storages = (t.untyped_storage() for t in _find_state(claims, path).values())
-        if sum({id(o): o.nbytes() for o in storages}.values()) > len(data):
-            raise ValueError('it claims more numbers than it holds')
-        loaded = torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
-    state = _find_state(loaded, path)
-    if any(t.numel() * t.itemsize > t.untyped_storage().nbytes() for t in state.values()):
-        raise ValueError('it shows the same numbers several times over')
-    return {n: t.detach().clone() for n, t in state.items()}
+
+# %% ../nbs/03_weights.ipynb #rehearse
+class _InBounds(TorchDispatchMode):
+    "Refuse tensors that reach outside of their storage, or show a number twice"
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket is torch.ops.aten.set_ and len(args) == 5:
+            t, storage, offset, size, stride = args
+            reach = sum((n - 1) * s for n, s in zip(size, stride)) + 1 if all(size) else 0
+            if (min(offset, *size, *stride, 0) < 0 or math.prod(size) > max(reach, 0)
+                    or (offset + reach) * t.itemsize > storage.nbytes()):
+                raise ValueError('a tensor in it reaches outside of its numbers')
+        return func(*args, **(kwargs or {}))
+
+def _rehearse(data):
+    "Bytes of each storage that a pickle claims, by its key"
+    claims = {}
+    def persistent_load(saved_id):
+        kind, made_of, key, _, numel = saved_id[:5]
+        if kind != 'storage' or any(saved_id[5:]) or not isinstance(numel, int) or numel < 0:
+            raise ValueError('it claims something else than numbers')
+        n_bytes = numel * made_of.dtype.itemsize
+        if claims.setdefault(key, n_bytes) != n_bytes: raise ValueError('it claims numbers twice')
+        storage = torch.UntypedStorage(n_bytes, device='meta')
+        return torch.storage.TypedStorage(wrap_storage=storage, dtype=made_of.dtype, _internal=True)
+    unpickler = Unpickler(io.BytesIO(data))
+    unpickler.persistent_load = persistent_load
+    with _InBounds(): unpickler.load()
+    return claims
+
+# %% ../nbs/03_weights.ipynb #read-pickle
+def _read_archive(path):
+    "Tensors of a file of torch.save"
+    with zipfile.ZipFile(path) as z:
+        entries = z.infolist()
+        packed = any(o.compress_type for o in entries)
+        if packed or sum(o.file_size for o in entries) > path.stat().st_size:
+            raise ValueError('its archive is compressed, or claims more than the file holds')
+        if any('..' in o.filename or o.filename[:1] in '/\\' for o in entries):
+            raise ValueError('its archive names files outside of itself')
+        pickles = [o for o in entries if o.filename.endswith('.pkl')]
+        if len(pickles) != 1: raise ValueError(f'its archive has {len(pickles)} pickles')
+        data = z.read(pickles[0])
+    _scan(io.BytesIO(data))
+    held = {o.filename.rpartition('/data/')[2]: o.file_size for o in entries}
+    return _run(path, all(held.get(key) == n for key, n in _rehearse(data).items()), path)
+
+def _read_older(path):
+    "Tensors of a file of torch.save in the format before 1.6: five pickles, then the numbers"
+    data, parts = path.read_bytes(), []
+    stream = io.BytesIO(data)
+    for _ in range(5):     # a magic number, a version, facts of the machine, the tensors, the keys
+        start = stream.tell()
+        _scan(stream)
+        parts.append(data[start:stream.tell()])
+    magic, keys = ([arg for _, arg, _ in pickletools.genops(parts[i])] for i in (0, 4))
+    if MAGIC_NUMBER not in magic: raise ValueError('it is a pickle that torch.save did not write')
+    claims = _rehearse(parts[3])
+    whole = claims.keys() == {o for o in keys if isinstance(o, str)}
+    return _run(io.BytesIO(data), whole and sum(claims.values()) <= len(data), path)
+
+def _run(file, is_whole, path):
+    if not is_whole: raise ValueError('it claims other numbers than it holds')
+    return _find_state(torch.load(file, map_location='cpu', weights_only=True), path)
 
 # %% ../nbs/03_weights.ipynb #by-name
 _SHIPPED = Path(nbtransfer.__file__).parent/'weights'
@@ -914,14 +971,14 @@ def _of_name(name):
     "A source by name: shipped, a file, a library's network, or a repository of the Hub"
     library, _, plain = name.rpartition('/')
     if name in shipped_names(): return _of_file(_SHIPPED/f'{name}.safetensors', name)
-    if Path(name).is_file(): return _of_file(Path(name), name)
+    if os.path.isfile(name): return _of_file(Path(name), name)
     is_timm = timm.is_model_pretrained if '.' in plain else timm.is_model   # after the dot, a tag
     if library in ('', 'timm') and is_timm(plain): return _of_timm(plain)
     vision = torchvision.models.list_models(module=torchvision.models)
     if library in ('', 'torchvision') and plain in vision: return _of_torchvision(plain)
     is_file = Path(name).suffix in ('.safetensors', '.pth', '.pt', '.bin', '.pkl')
-    is_repo = library != 'torchvision' and re.fullmatch(r'[\w-][\w.-]*/[\w.-]+(@[\w.-]+)?', name)
-    if is_repo and not is_file:
+    is_repo = re.fullmatch(r'(?!torchvision/)[\w-][\w.-]*/\w[\w.-]*(@[\w.-]+)?', name)
+    if is_repo and not is_file and not os.path.isdir(name):
         repo_id, _, revision = name.partition('@')
         src = _of_file(from_hub(repo_id, revision or None), name)
         return src._replace(label=src.label if name in src.label else f'{src.label} ({name})')
@@ -1044,7 +1101,7 @@ def load_weights(
         _check_arch(arch, src.state)
         model = create_network(arch['name'], **arch['kwargs'])
         transfer_weights(src, model, head=True, min_share=1)
-    except (AttributeError, KeyError, TypeError, RuntimeError, ValueError) as e:
+    except Exception as e:   # networks complain of odd arguments in every way
         raise ValueError(f'load_weights: the card of {name} does not name a network that its '
                          f'tensors fit ({type(e).__name__}: {e}): fetch the file again') from e
     model.card = src.card
@@ -1055,11 +1112,14 @@ def _check_arch(arch, state):
     "Refuse a card whose network would not fit the tensors, before it takes any memory"
     odd = [k for k in arch['kwargs'] if re.search('pretrained|checkpoint|weights|cache|script', k)]
     if odd: raise ValueError(f'arguments of a network are needed; got {odd}')
-    sizes = [o for t in state.values() for o in t.shape]
-    numbers = [n for o in arch['kwargs'].values() for n in (o if isinstance(o, list) else [o])
-               if isinstance(n, (int, float))]
-    if any(abs(n) > max(4096, *sizes) for n in numbers):
-        raise ValueError(f'sizes that occur in the tensors are needed; got {arch["kwargs"]}')
+    sizes = [n for t in state.values() for n in t.shape]
+    for name, value in arch['kwargs'].items():
+        numbers = [n for n in (value if isinstance(value, list) else [value])
+                   if isinstance(n, (int, float))]
+        is_count = re.search('depth|layer|block|stage', name)   # of parts, each with its tensors
+        most = len(state) if is_count else max(1024, *sizes)
+        if any(abs(n) > most for n in numbers) or is_count and sum(numbers) > most:
+            raise ValueError(f'{name} of at most {most} fits the tensors; got {value}')
     with torch.device('meta'): made = create_network(arch['name'], **arch['kwargs']).state_dict()
     shapes = [sorted(map(_squeezed, (t.shape for t in o.values()))) for o in (made, state)]
     if shapes[0] != shapes[1]:
