@@ -207,7 +207,8 @@ def _finetune(args):
     for seed, few in enumerate(tasks):
         n_epochs = args.epochs or nb.epochs_for(few, 200, args.batch_size)
         arch = None if 'arch' in source.card else args.arch
-        learn = nb.transfer_learner(few, source, arch, bs=args.batch_size, seed=seed, cbs=_quiet(nb))
+        learn = nb.transfer_learner(few, source, arch, bs=args.batch_size, seed=seed,
+                                    cbs=_quiet(nb))
         if seed == 0: print(f'{learn.receipt}\nFine-tuning, {n_epochs} epochs', flush=True)
         nb.fine_tune(learn, n_epochs)
         accs.append(_keep(nb, args, learn, 'finetuned', seed))

@@ -12,16 +12,17 @@ __all__ = ['TransferReceipt', 'Source', 'read_source', 'adapt_channels', 'channe
 # %% ../nbs/03_weights.ipynb #imports
 import hashlib, html, io, json, math, os, pickletools, platform, re, zipfile
 from collections.abc import Mapping
-from contextlib import contextmanager
 from copy import deepcopy
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
+from zlib import crc32
 import fastai
 import matplotlib.pyplot as plt
 import nbtransfer
+import numpy as np
 import pandas as pd
 import timm
 import torch
@@ -43,8 +44,8 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.serialization import MAGIC_NUMBER
 from torch.utils._python_dispatch import TorchDispatchMode
-from .networks import (body_and_head, create_network, flops_by_layer, picture_shape,
-                                 stages, tensors_of)
+from .networks import (body_and_head, create_network, evaluating, flops_by_layer,
+                                 picture_shape, stages, tensors_of)
 from .tasks import DataMissing, inference_card, normalization, write_whole
 
 # %% ../nbs/03_weights.ipynb #receipt
@@ -74,25 +75,28 @@ class TransferReceipt:
                          & (self.rows.status != 'left behind')]
         return float(body.carried.sum() / max(1, body.numbers.sum()))
 
+    @cached_property
+    def flops(self)->pd.Series: # a number for each row; NaN, and why in `attrs`, if not counted
+        "FLOPs of the target's layers for one picture, shared out among their weights"
+        return _flops_of(self.rows, self.model)
+
     def __repr__(self): return self.to_text()
     def _repr_html_(self): return self.to_html()
 
 # %% ../nbs/03_weights.ipynb #receipt-summary
-@patch(as_prop=True)
-def flops(self:TransferReceipt)->pd.Series: # a number for each row; NaN if the pass failed
-    "FLOPs of the target's layers for one picture, shared out among their weights"
-    if '_flops' in self.__dict__: return self._flops
-    rows, own = self.rows, {}
-    n_in, size_px, _ = picture_shape(self.model)
-    try: own = flops_by_layer(self.model, size_px, n_in)
-    except (AssertionError, RuntimeError, ValueError) as e:   # it takes no pictures of this size
-        self.note = f'FLOPs not counted ({e}). {self.note}'
+def _flops_of(rows, model):
+    n_in, size_px, _ = picture_shape(model)
+    try: own, why = flops_by_layer(model, size_px, n_in), ''
+    except Exception as e:   # whatever a network says to a picture that it does not take
+        own, why = {}, f'FLOPs not counted: {type(e).__name__}: {e}'
     is_weight = [s is not None and len(s) > 1 for s in rows.target_shape]
-    layer = rows.tensor.str.rpartition('.')[0]
+    names = rows.tensor.str.replace(r'\.parametrizations\..*', '.', regex=True)
+    layer = names.str.rpartition('.')[0]
     weights = rows.numbers.where(is_weight, 0)
     share = weights / weights.groupby(layer).transform('sum').clip(lower=1)
-    self._flops = share * (layer.map(own).fillna(0) if own else float('nan'))
-    return self._flops
+    flops = share * (float('nan') if why else layer.map(own).fillna(0))
+    flops.attrs['why'] = why
+    return flops
 
 @patch(as_prop=True)
 def share_flops(self:TransferReceipt)->float: # in [0, 1]; NaN if they could not be counted
@@ -104,7 +108,9 @@ def share_flops(self:TransferReceipt)->float: # in [0, 1]; NaN if they could not
 @patch
 def summary(self:TransferReceipt)->pd.DataFrame: # tensors, numbers, numbers carried, MFLOPs
     "Count by part, status and rule"
-    def joined(details): return ', '.join(o for o in details.unique() if o)
+    def joined(details):
+        found = [o for o in details.unique() if o]
+        return ', '.join(found[:3]) + (', …' if len(found) > 3 else '')
     table = self.rows.assign(MFLOPs=self.flops / 1e6)
     groups = table.groupby(['part', 'status', 'rule'], sort=False)
     return groups.agg(detail=('detail', joined), tensors=('tensor', 'size'),
@@ -124,7 +130,10 @@ def to_text(self:TransferReceipt)->str: # a line for the totals, then one for ea
         detail = f' ({r.detail})' if r.detail else ''
         lines.append(f'{_MARKS[r.status][0]} {r.part:4} {r.status:11} {r.tensors:4} tensors '
                      f'{r.numbers:12,} numbers: {r.rule}{detail}')
-    return '\n'.join([*lines, *([self.note] if self.note else [])])
+    return '\n'.join([*lines, *self._notes()])
+
+@patch
+def _notes(self:TransferReceipt): return [o for o in (self.note, self.flops.attrs['why']) if o]
 
 @patch
 def to_html(self:TransferReceipt)->str: # HTML that reads in light and dark pages
@@ -142,8 +151,9 @@ def to_html(self:TransferReceipt)->str: # HTML that reads in light and dark page
     formats = dict(numbers='{:,}'.format, carried='{:,}'.format, MFLOPs='{:,.2f}'.format)
     rows = self.rows[['tensor', 'status', 'rule', 'detail', 'source_tensor', 'source_shape',
                       'target_shape', 'carried']]
-    first, note = (html.escape(o) for o in (self.to_text().splitlines()[0], self.note))
-    return (f'<p>{first}</p>{note and f"<p>{note}</p>"}{table(self.summary())}'
+    first = self.to_text().splitlines()[0]
+    said = ''.join(f'<p>{html.escape(o)}</p>' for o in (first, *self._notes()))
+    return (f'{said}{table(self.summary())}'
             f'<details><summary>All {len(rows)} tensors</summary>{table(rows)}</details>')
 
 # %% ../nbs/03_weights.ipynb #receipt-plot
@@ -167,9 +177,10 @@ def plot(self:TransferReceipt,
         status = 'adapted' if 'adapted' in set(layer.status) else 'copied'
         ax.bar(i, height, .8, **looks['initialised'])
         ax.bar(i, height * share, .8, **looks[status])
-    at = {n: i for i, n in enumerate(layers.groups)}
-    held = {s.name: {at[n] for n in (t.rpartition('.')[0] for t in tensors_of(self.model, s.name))
-                     if n in at} for s in stages(self.model)}
+    place = {n: i for i, n in enumerate(layers.groups)}
+    def layers_of(stage): return {t.rpartition('.')[0] for t in tensors_of(self.model, stage)}
+    held = {s.name: {place[n] for n in layers_of(s.name) if n in place} for s in stages(self.model)}
+    held = {name: at for name, at in held.items() if at}
     for at in list(held.values())[1:]: ax.axvline(min(at) - .5, color='gray', lw=.6, ls=':')
     ax.set_xticks([sum(at) / len(at) for at in held.values()], held, rotation=30, ha='right')
     top = int(ax.get_ylim()[1])
@@ -189,7 +200,6 @@ class Source(NamedTuple):
     card: dict   # as far as known: `arch`, `vocab`, `mean`, `std`, `recipe`
     label: str   # a few words that name it
     network: nn.Module = None # the network itself, if the source was one
-    ordered: bool = True      # whether tensors stand in the network's order: safetensors lose it
 
 def read_source(
     source:object, # a Learner, network, state dict, file, or the name of a network; see below
@@ -209,6 +219,11 @@ def read_source(
 
 # %% ../nbs/03_weights.ipynb #source-network
 _WRAPPER = re.compile(r'(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.')
+
+def _clean(name):
+    "A name without what wrappers put into it"
+    while (shorter := _WRAPPER.sub(r'\1', name)) != name: name = shorter
+    return name
 
 def _unwrapped(model):
     "The network inside torch's wrappers for compiling and for several devices"
@@ -243,16 +258,20 @@ def _of_learner(learn):
 def _find_state(mapping, where):
     "The tensors of a state dict, also where it stands in a checkpoint; checked"
     def tensors(o): return {n: t for n, t in o.items() if isinstance(t, torch.Tensor)}
-    state = tensors(mapping)
-    inner = {k: tensors(o) for k, o in mapping.items() if isinstance(o, Mapping) and tensors(o)}
-    if not state and len(inner) != 1:
+    def size(o): return sum(t.numel() for t in tensors(o).values())
+    inner = {k: o for k, o in mapping.items() if isinstance(o, Mapping) and size(o) > size(mapping)}
+    if len(inner) > 1 or not inner and not tensors(mapping):
         raise ValueError(f'read_source: one state dict is needed; {where} has '
                          f'{list(inner) or "none"}: open it yourself and pass the right one')
-    state = state or next(iter(inner.values()))
-    clean = {_WRAPPER.sub(r'\1', n) if isinstance(n, str) else n: t for n, t in state.items()}
-    state = clean if len(clean) == len(state) else state
+    mapping = next(iter(inner.values()), mapping)
+    arrays = [n for n, o in mapping.items() if isinstance(o, np.ndarray)]
+    if arrays:
+        raise ValueError(f'read_source: tensors are needed; {arrays[0]} of {where} is a NumPy '
+                         'array: convert it with torch.from_numpy')
+    state = tensors(mapping)
     for n, t in state.items(): _check_tensor(n, t, where)
-    return state
+    clean = {_clean(n): t for n, t in state.items()}
+    return clean if len(clean) == len(state) else state
 
 def _check_tensor(name, t, where):
     "Refuse names that no module has, and tensors without numbers of their own"
@@ -264,14 +283,21 @@ def _check_tensor(name, t, where):
                          f'is {t.layout}, {t.dtype} on {t.device}')
 
 # %% ../nbs/03_weights.ipynb #match-names
+def _trimmed(shape):
+    "A shape without ones at its end"
+    while shape and shape[-1] == 1: shape = shape[:-1]
+    return tuple(shape)
+
 def _by_prefix(rel, own, state):
-    "Pairs for names under one prefix of the source: the one under which most numbers are found"
+    "Pairs for names under one prefix of the source: the one under which most numbers fit"
+    def score(p):
+        named = [(t, state[p + n]) for n, t in rel.items() if p + n in state]
+        fits = [t.numel() for t, s in named if _trimmed(t.shape) == _trimmed(s.shape)]
+        return sum(fits), sum(t.numel() for t, _ in named), p == own
     probes = sorted(rel, key=lambda n: -rel[n].numel())[:3]
     prefixes = {own} | {s[:-len(r)] for r in probes for s in state if s == r or s.endswith(f'.{r}')}
-    found = {p: sum(t.numel() for n, t in rel.items() if p + n in state) for p in prefixes}
-    best = max(found.values())
-    ties = sorted(p for p, n in found.items() if n == best)
-    if own in ties or not best: ties = [own]
+    scores = {p: score(p) for p in prefixes}
+    ties = sorted(p for p, found in scores.items() if found == max(scores.values()))
     if len(ties) > 1:
         raise TransferError('transfer_weights: one network in the source is needed; it has '
                             f'{len(ties)} whose names fit, under {ties}: pass the tensors of one')
@@ -279,43 +305,40 @@ def _by_prefix(rel, own, state):
     rule = 'same name' if prefix == own else f'same name after {prefix!r}, {own!r} here'
     return {n: (prefix + n, rule) for n in rel if prefix + n in state}
 
-def _squeezed(shape): return tuple(d for d in shape if d != 1)
-
+# %% ../nbs/03_weights.ipynb #match-order
 def _outline(tensors):
     "Shapes in order, the channels of the first convolution left out"
     first = next((n for n, t in tensors.items() if t.ndim == 4), None)
     def shape(n, t): return (t.shape[0], *t.shape[2:]) if n == first else t.shape
-    return {n: _squeezed(shape(n, t)) for n, t in tensors.items()}
+    return {n: _trimmed(shape(n, t)) for n, t in tensors.items()}
 
-# %% ../nbs/03_weights.ipynb #match-order
-def _words(name):
-    "The last word of a name, and the last two unless the first of them is a number"
-    parts = name.split('.')[-2:]
-    return parts[-1], None if parts[0].isdigit() else tuple(parts)
+def _words(name): return {w for w in name.split('.') if not w.isdigit()}
 
 def _crossed(pairs, shapes):
-    "Pairs that give a word which both sides use for tensors of this shape to another one"
-    bad = []
-    for i in (0, 1):
-        words = [(shapes[t], _words(t)[i], _words(s)[i], t, s) for t, s in pairs.items()]
-        here, there = {(z, a) for z, a, *_ in words}, {(z, b) for z, _, b, *_ in words}
-        bad += [(t, s) for z, a, b, t, s in words
-                if a and b and a != b and (z, b) in here and (z, a) in there]
-    return bad
+    "Pairs that change one word for another, both used on both sides for tensors of this shape"
+    both = {}
+    for z in set(shapes.values()):
+        sides = zip(*((_words(t), _words(s)) for t, s in pairs.items() if shapes[t] == z))
+        both[z] = set.intersection(*(set().union(*side) for side in sides))
+    return [(t, s) for t, s in pairs.items() if (_words(t) - _words(s)) & both[shapes[t]]
+            and (_words(s) - _words(t)) & both[shapes[t]]]
 
-def _by_order(rel, state):
-    "Pairs by order and shape, or none unless the whole body agrees"
+# %% ../nbs/03_weights.ipynb #by-order
+def _by_order(rel, state, named):
+    "Pairs by order and shape, or none unless the whole body agrees, and the names that do"
     ours, theirs = _outline(rel), _outline(state)
+    if list(state) == sorted(state): return {}       # the order of the alphabet, not of the network
     def once(o): return {z: n for n, z in o.items() if list(o.values()).count(z) == 1}
+    pairs = {}
     if list(theirs.values())[:len(ours)] != list(ours.values()):
         exact = [once({n: tuple(t.shape) for n, t in o.items()}) for o in (rel, state)]
         pairs = {exact[0][z]: exact[1][z] for z in exact[0] if z in exact[1]}
-    else: pairs = {}
     done = {*pairs, *pairs.values()}
     pairs |= dict(zip(*([n for n in o if n not in done] for o in (ours, theirs))))
     if len(pairs) < len(ours) or any(ours[n] != theirs[s] for n, s in pairs.items()): return {}
     spare = {z for s, z in theirs.items() if s not in pairs.values() and len(z) > 1}
     if spare & set(ours.values()): return {}   # more layers of the same kind: which are ours?
+    if any(pairs[n] != s for n, (s, _) in named.items() if ours[n] == theirs[s]): return {}
     bad = _crossed(pairs, ours)
     if bad:
         raise TransferError('transfer_weights: names that tell the tensors apart are needed; order '
@@ -328,13 +351,15 @@ def _prefix_of(part, model):
     "The prefix of a part's tensors in the network's state dict"
     return next(f'{n}.' for n, m in model.named_modules() if m is part)
 
-def _match(model, state, head, ordered=True):
+def _match(model, state, head):
     "Target name → (source name, rule), for the body and, if asked, the head"
     body, top = body_and_head(model)
-    own, rel = _prefix_of(body, model), body.state_dict()
+    own, tensors = _prefix_of(body, model), body.state_dict()
+    given = {_clean(n): n for n in tensors}
+    rel = {n: tensors[name] for n, name in given.items()}
     pairs = _by_prefix(rel, own, state)
-    if len(pairs) < len(rel) and ordered: pairs = _by_order(rel, state) or pairs
-    pairs = {own + n: pair for n, pair in pairs.items()}
+    if len(pairs) < len(rel): pairs = _by_order(rel, state, pairs) or pairs
+    pairs = {own + given[n]: pair for n, pair in pairs.items()}
     if not head: return pairs
     own, rel = _prefix_of(top, model), top.state_dict()
     same = {own + n: (own + n, 'same name') for n in rel if own + n in state}
@@ -374,24 +399,33 @@ def channel_change(
     return float(grey), float(noise)
 
 # %% ../nbs/03_weights.ipynb #positions
+def _grids(n, grid):
+    "Ways to see `n` places as class tokens and a grid"
+    if grid: return [(n - grid[0] * grid[1], tuple(grid))]
+    sides = [(k, math.isqrt(max(0, n - k))) for k in range(3)]
+    return [(k, (side, side)) for k, side in sides if side ** 2 == n - k]
+
 def resize_positions(
-    pos:torch.Tensor, # `(1,n,d)` position embedding over a square grid, class tokens first
+    pos:torch.Tensor, # `(1,n,d)` position embedding, class tokens first
     n_places:int,     # places wanted, class tokens included
+    old:tuple=None,   # rows and columns of the old grid; square, with 0 to 2 class tokens, if None
+    new:tuple=None,   # of the new one, likewise
 )->torch.Tensor:      # `(1,n_places,d)`
     """Interpolate a position embedding to another grid, as timm does
 
-    Raises `ValueError` if old and new are not square grids with the same 0 to 2 class tokens.
+    Raises `ValueError` if places do not make such grids with the same number of class tokens.
 
     Source: Dosovitskiy et al. 2021, sec. 3.2."""
-    n = pos.shape[1]
-    sides = [(k, math.isqrt(n - k), math.isqrt(n_places - k)) for k in range(min(3, n, n_places))]
-    fits = [(k, new) for k, old, new in sides if old**2 == n - k and new**2 == n_places - k and new]
-    if not fits:
-        raise ValueError('resize_positions: square grids are needed, with 0 to 2 class tokens; '
-                         f'got {n} → {n_places} places')
-    k, side = fits[0]
-    return resample_abs_pos_embed(pos, [side, side], num_prefix_tokens=k)
+    ways = [(k, a, b) for k, a in _grids(pos.shape[1], old) for j, b in _grids(n_places, new)
+            if j == k >= 0 and min(a + b) > 0]
+    if not ways:
+        raise ValueError('resize_positions: grids with the same number of class tokens are needed; '
+                         f'got {pos.shape[1]} → {n_places} places, {old or "square"} → '
+                         f'{new or "square"}')
+    k, a, b = ways[0]
+    return resample_abs_pos_embed(pos, list(b), list(a), num_prefix_tokens=k)
 
+# %% ../nbs/03_weights.ipynb #rows-by-name
 def rows_by_name(
     old:torch.Tensor, # `(k,…)` weights or biases of a head, a row a class
     new:torch.Tensor, # `(m,…)` of the new head; not changed
@@ -459,6 +493,15 @@ def _unchanged(block, x, tol=0.):
     with torch.no_grad(): y = block(x)
     return y.shape == x.shape and bool(((y - x).abs() <= tol * x.abs().max()).all())
 
+def _learns(block, x):
+    "Whether a gradient reaches any of its parameters"
+    with torch.enable_grad():
+        out = block(x.detach())
+        out.backward(torch.linspace(-1, 1, out.numel()).to(out).view_as(out))
+    found = any(p.grad is not None and p.grad.any() for p in block.parameters())
+    block.zero_grad(set_to_none=True)
+    return found
+
 # %% ../nbs/03_weights.ipynb #identity-start
 def identity_start(
     block:nn.Module, # with outputs of the shape of its inputs; not changed
@@ -478,12 +521,13 @@ def identity_start(
         for layer, old in reversed(zeroed):
             for n, value in old.items(): layer._parameters[n].data = value
             if not _unchanged(trial, x): _zeros(layer)
-        return trial
+        if _learns(trial, x): return trial
     trial = deepcopy(block).eval()
     for layer in _weighted(trial): _identity_kernel(layer)
-    if _unchanged(trial, x, tol=1e-3): return trial
-    raise ValueError('identity_start: a residual block, or a layer with as many outputs as inputs, '
-                     f'is needed; {type(block).__name__} cannot give back what it is given')
+    if _unchanged(trial, x, tol=1e-3) and _learns(trial, x): return trial
+    raise ValueError('identity_start: a block that can give back what it is given, and still '
+                     f'learn, is needed; {type(block).__name__} is no residual block with a linear '
+                     'end, nor a layer with as many outputs as inputs')
 
 # %% ../nbs/03_weights.ipynb #transfer-error
 class TransferError(ValueError):
@@ -492,9 +536,9 @@ class TransferError(ValueError):
 # %% ../nbs/03_weights.ipynb #transfer-weights
 def transfer_weights(
     source:object,   # whatever `read_source` takes
-    model:nn.Module, # the target, with `body` and `head`; changed in place
+    model:nn.Module, # the target, with `body` and `head`, or its Learner; changed in place
     head:object=False, # True: carry the head too; 'names': its rows of classes named alike
-    min_share:float=.5, # least share to carry of the parameters asked for, in [0, 1]
+    min_share:float=.5, # least share to carry of the parameters asked for; see below
     only:object=None,  # parts to carry, as for `tensors_of`; all if None
     skip:object=None,  # parts not to carry, likewise
     in_channels:str=None, # for another number of input channels: 'sum', 'repeat', 'zero' or 'new'
@@ -507,40 +551,49 @@ def transfer_weights(
 
     Raises `TransferError`, and changes nothing, if less than `min_share` would be carried or what
     to do is not clear; `ValueError` if source and target are one, or an option is unknown."""
-    model, src = _unwrapped(model), read_source(source)
-    _check_options(in_channels, batchnorm, head)
+    src = read_source(source)
+    model = _unwrapped(model.model if isinstance(model, Learner) else model)
+    asked = SimpleNamespace(
+        only=only, skip=skip, in_channels=in_channels, batchnorm=batchnorm, grow=grow, seed=seed,
+        carry_head=head, min_share=min_share, vocabs=(src.card.get('vocab'), vocab))
+    _check_options(asked)
     _check_target(model)
-    asked = _asked(src, model, only=only, skip=skip, in_channels=in_channels, batchnorm=batchnorm,
-                   grow=grow, seed=seed, carry_head=head, vocabs=(src.card.get('vocab'), vocab))
+    _look_up(src, model, asked)
     _check_apart(src.state, asked)
     fates = {n: _fate(n, b, src, asked) for n, b in asked.ours.items()}
-    note = ''
-    if grow:
-        network, p = _network_of(src), next(model.parameters())
-        generator = torch.Generator().manual_seed(seed)
-        x = torch.randn(2, *picture_shape(network), generator=generator).to(p)
-        fates |= _identity_fates(model, fates, x)
-        off = _check_function(network, model, fates, head, x)
-        note = f'run beside the source: outputs differ by {off:.1e} of their size at most'
+    if grow: fates, note = _grow(src, model, fates, asked)
+    else: note = _beside(src, model, fates) if _is_by_order(asked) else ''
+    _check_tied(fates, asked)
+    _check_share(fates, src, model, asked)
     receipt = TransferReceipt(_account(fates, src, model, asked), src.label, model, note)
-    _check_share(fates, src, model, asked, min_share)
     with torch.no_grad():
         for n, f in fates.items():
             if f.value is not None: asked.ours[n].copy_(f.value)
     return receipt
 
 # %% ../nbs/03_weights.ipynb #checks
-def _check_options(in_channels, batchnorm, head):
-    for name, value, known in (('in_channels', in_channels, (None, 'sum', 'repeat', 'zero', 'new')),
-                               ('batchnorm', batchnorm, ('keep', 'reset')),
-                               ('head', head, (False, True, 'names'))):
+def _check_options(asked):
+    for name, value, known in (
+            ('in_channels', asked.in_channels, (None, 'sum', 'repeat', 'zero', 'new')),
+            ('batchnorm', asked.batchnorm, ('keep', 'reset')),
+            ('head', asked.carry_head, (False, True, 'names'))):
         if value not in known:
             raise ValueError(f'transfer_weights: {name} has to be one of {known}; got {value!r}')
+    if not 0 <= asked.min_share <= 1:
+        raise ValueError(f'transfer_weights: min_share has to be in [0, 1]; got {asked.min_share}')
+    if asked.carry_head == 'names' and None in asked.vocabs:
+        lacks = "the source has no classes' names" if asked.vocabs[0] is None else 'pass vocab='
+        raise ValueError(f"transfer_weights: head='names' needs both vocabularies; {lacks}")
+    others = dict(only=asked.only, skip=asked.skip, in_channels=asked.in_channels)
+    extra = [k for k, o in others.items() if o is not None]
+    if asked.grow and (extra or asked.batchnorm == 'reset' or asked.carry_head == 'names'):
+        raise ValueError('transfer_weights: grow=True carries a whole function; leave out only, '
+                         "skip, in_channels, batchnorm='reset' and head='names'")
 
 def _check_target(model):
     "Refuse a target without parts, or without numbers"
     body_and_head(model)
-    for n, b in model.state_dict().items():
+    for n, b in (*model.named_parameters(), *model.named_buffers()):
         if nn.parameter.is_lazy(b) or b.is_meta:
             raise ValueError('transfer_weights: a target with numbers is needed; '
                              f'{n} has none yet: run one batch through it, or build it off the '
@@ -555,21 +608,34 @@ def _check_apart(theirs, asked):
                              f'same one ({n} lies in the same memory): build another')
 
 # %% ../nbs/03_weights.ipynb #check-share
-def _check_share(fates, src, model, asked, min_share):
+def _check_tied(fates, asked):
+    "Refuse two fates for tensors that are one in the target"
+    seen = {}
+    for n, b in asked.ours.items():
+        if not b.numel(): continue
+        first = seen.setdefault((b.device, b.data_ptr(), b.shape, b.stride()), n)
+        one, other = fates[first].value, fates[n].value
+        if one is other or None not in (one, other) and torch.equal(one, other): continue
+        raise TransferError(f'transfer_weights: {first} and {n} are one tensor in the target, and '
+                            'would get different numbers: carry both or neither, or untie them')
+
+def _check_share(fates, src, model, asked):
     "Refuse a transfer that leaves too much of what was asked for at random"
-    params = {n: p.numel() for n, p in model.named_parameters()}
-    for part in ('body', 'head') if asked.carry_head else ('body',):
-        names = [n for n in params if n in asked.chosen and (n in asked.head) == (part == 'head')]
+    params = {n: p.numel() for n, p in model.named_parameters(remove_duplicate=False)}
+    parts = [('body', [n for n in params if n in asked.chosen - asked.head])]
+    if asked.carry_head is True: parts.append(('head', [n for n in params if n in asked.head]))
+    found = any(f.carried for f in fates.values())
+    for part, names in parts:
         deeper = [n for n in names if fates[n].rule.startswith('deeper')]
         done = sum(fates[n].carried for n in names) + sum(params[n] for n in deeper)
-        share = done / max(1, sum(params[n] for n in names))
-        if share >= min_share or not names and asked.carry_head: continue
+        share = done / max(1, sum(params[n] for n in names)) if names else float(found)
+        if share >= asked.min_share: continue
         missed = sorted((n for n in names if not fates[n].carried), key=lambda n: -params[n])[:3]
         saw = '; '.join(f'{n} {tuple(asked.ours[n].shape)}, nearest {_nearest(n, asked, src)}'
-                        for n in missed)
-        raise TransferError(f'transfer_weights: {min_share:.0%} of the {part} has to be carried; '
-                            f'only {share:.1%} would be. {saw}. Choose another source or another '
-                            'target, rename the tensors, or lower min_share')
+                        for n in missed) or 'no tensor of it was asked for'
+        raise TransferError(f'transfer_weights: {asked.min_share:.0%} of the {part} has to be '
+                            f'carried; only {share:.1%} would be: {saw}. Choose another source or '
+                            'another target, rename the tensors, or lower min_share')
 
 def _nearest(name, asked, src):
     "The source's tensor of the nearest name, of the same shape if there is one"
@@ -594,10 +660,10 @@ def _init_of(name, ours):
     t = ours[name].float()
     if t.numel() and (t == t.flatten()[0]).all(): return f'all {t.flatten()[0]:g}'
     weight = ours.get(f'{name.rpartition(".")[0]}.weight', t)
-    bound = (weight.numel() / max(1, len(weight))) ** -.5
-    fits = t.numel() < 20 or .85 < t.std() * 3 ** .5 / bound < 1.15
-    uniform = t.numel() and bound / 4 < t.abs().max() <= bound * 1.001 and fits
-    return 'uniform in ±1/√fan_in' if uniform else f'random, sd {t.std():.2g}'
+    fan_in = max(1, weight[0].numel() if weight.ndim > 1 else weight.numel())
+    top, sd = (float(o) * fan_in ** .5 for o in (t.abs().max(), t.std())) if t.numel() else (0, 0)
+    fits = t.numel() < 20 or .85 < sd * 3 ** .5 < 1.15
+    return 'uniform in ±1/√fan_in' if .25 < top < 1.001 and fits else 'random'
 
 def _channels(a, b, rule):
     "The input layer's weights for another number of channels"
@@ -612,34 +678,52 @@ def _channels(a, b, rule):
     return _Fate('adapted', f'input channels {old} → {new}: {rule}', value, carried, text)
 
 # %% ../nbs/03_weights.ipynb #adapt
-def _resized(name, a, b):
-    try: value = resize_positions(a, b.shape[1])
+def _resized(name, a, b, asked):
+    old, new = asked.grids
+    try: value = resize_positions(a, b.shape[1], old, new)
     except ValueError as e:
         raise TransferError(f'transfer_weights: {name}: {e}; to start it anew, skip it: '
                             f"skip='*{name.rpartition('.')[2]}'") from e
+    seen = 'grid of the source' if old else 'the old grid taken as square'
     return _Fate('adapted', 'position embedding interpolated', value, b.numel(),
-                 f'{a.shape[1]} → {b.shape[1]} places')
+                 f'{a.shape[1]} → {b.shape[1]} places, {seen}')
 
-def _rows(a, b, vocab, wanted):
-    value = rows_by_name(a, b, [str(o) for o in vocab or ()], [str(o) for o in wanted or ()])
-    n = len({*map(str, vocab)} & {*map(str, wanted)})
-    return _Fate('adapted', 'rows of classes with the same name', value, n * b[0].numel(),
-                 f'{n} of {len(b)} classes')
+def _rows(a, b, asked):
+    vocab, wanted = ([str(o) for o in names] for names in asked.vocabs)
+    n = len({*vocab} & {*wanted})
+    return _Fate('adapted', 'rows of classes with the same name', rows_by_name(a, b, vocab, wanted),
+                 n * b[0].numel(), f'{n} of {len(b)} classes')
 
+def _copied(name, a, b, rule):
+    "The fate of a tensor that is carried as it is, with a word on its type and what it holds"
+    if (a.is_floating_point(), a.is_complex()) != (b.is_floating_point(), b.is_complex()):
+        raise TransferError(f'transfer_weights: {name} is {b.dtype} here and {a.dtype} in the '
+                            'source: convert the source first')
+    details = [] if a.dtype == b.dtype else [f'{a.dtype} → {b.dtype}'.replace('torch.', '')]
+    if a.is_floating_point() and a.numel() < 2**16 and not a.isfinite().all():
+        details.append('holds NaN or infinity')   # large tensors are not looked through, for speed
+    if b.dtype.itemsize < a.dtype.itemsize and a.isfinite().all() and not a.to(b).isfinite().all():
+        raise TransferError(f'transfer_weights: {name} has numbers too large for {b.dtype}')
+    return _Fate('copied', rule, a, b.numel(), ', '.join(details))
+
+# %% ../nbs/03_weights.ipynb #fit
 def _fit(name, a, b, asked):
     "What becomes of the target's tensor `b`, whose twin in the source is `a`"
-    if name in asked.head_rows: return _rows(a, b, asked.vocabs[0], asked.vocabs[1])
-    if a.shape == b.shape: return _Fate('copied', asked.pairs[name][1], a, b.numel())
+    is_pos = 'pos_emb' in name and a.ndim == b.ndim == 3 and a.shape[2] == b.shape[2]
+    turned = None not in asked.grids and asked.grids[0] != asked.grids[1]
+    if name in asked.head_rows and asked.carry_head == 'names': return _rows(a, b, asked)
+    if is_pos and (a.shape != b.shape or turned):
+        return _resized(name, a.to(b), b, asked)
+    if a.shape == b.shape: return _copied(name, a, b, asked.pairs[name][1])
     a = a.to(b)
-    if _squeezed(a.shape) == _squeezed(b.shape):
+    if _trimmed(a.shape) == _trimmed(b.shape):
         return _Fate('adapted', 'sizes of one added or dropped', a.reshape(b.shape), b.numel())
     if name == asked.input_layer and (len(a), *a.shape[2:]) == (len(b), *b.shape[2:]):
         if asked.in_channels != 'new': return _channels(a, b, asked.in_channels)
         return _as_built('a new input layer, as asked', name, asked.ours)
-    if 'pos_emb' in name and a.ndim == b.ndim == 3 and a.shape[2] == b.shape[2]:
-        return _resized(name, a, b)
-    if asked.grow and a.ndim == b.ndim and all(m <= n for m, n in zip(a.shape, b.shape)):
-        value = widen(a, b.shape, asked.seed + len(name) + sum(map(ord, name)))
+    is_wider = a.ndim == b.ndim and all(m <= n for m, n in zip(a.shape, b.shape))
+    if asked.grow and is_wider and (name not in asked.head_rows or len(a) == len(b)):
+        value = widen(a, b.shape, asked.seed + crc32(name.encode()))
         return _Fate('adapted', 'wider: units repeated, what reads them split', value, b.numel())
     return _as_built('another shape in the source', name, asked.ours)
 
@@ -657,58 +741,50 @@ def _fate(name, b, src, asked):
 
 _STATISTICS = 'running_mean', 'running_var', 'num_batches_tracked'
 
-def _asked(src, model, **options):
-    "What was asked for, with what it takes to decide on each tensor"
-    asked = SimpleNamespace(**options, ours=model.state_dict())
+def _grid(network):
+    "Rows and columns of patches, where a vision transformer says so"
+    body = getattr(network, 'body', network)
+    grid = getattr(getattr(body, 'patch_embed', None), 'grid_size', None)
+    if hasattr(body, 'image_size') and hasattr(body, 'patch_size'):
+        grid = (body.image_size // body.patch_size,) * 2
+    return tuple(grid) if grid else None
+
+def _look_up(src, model, asked):
+    "Add to what was asked for what it takes to decide on each tensor"
     body, head = body_and_head(model)
+    asked.ours = model.state_dict()
     asked.head = {_prefix_of(head, model) + n for n in head.state_dict()}
-    asked.pairs = _match(model, src.state, asked.carry_head, src.ordered)
-    everything = set(asked.ours)
-    asked.chosen = everything if asked.only is None else tensors_of(model, asked.only)
+    asked.pairs = _match(model, src.state, asked.carry_head)
+    asked.grids = _grid(src.network), _grid(model)
+    asked.chosen = set(asked.ours) if asked.only is None else set(tensors_of(model, asked.only))
     if asked.only is not None and asked.carry_head: asked.chosen |= asked.head
     if asked.skip is not None: asked.chosen -= tensors_of(model, asked.skip)
     convs = (n for n, m in body.named_modules() if isinstance(m, nn.modules.conv._ConvNd))
     asked.input_layer = f'{_prefix_of(body, model)}{next(convs, None)}.weight'
-    last = max(asked.head, key=list(asked.ours).index, default='')   # its rows are the classes
-    in_last = {n for n in asked.head & asked.pairs.keys()
-               if n.rpartition('.')[0] == last.rpartition('.')[0]}
-    asked.head_rows = in_last if asked.carry_head == 'names' else set()
-    return asked
+    last = max(asked.head, key=list(asked.ours).index, default='').rpartition('.')[0]
+    asked.head_rows = {n for n in asked.head & asked.pairs.keys() if n.rpartition('.')[0] == last}
 
 # %% ../nbs/03_weights.ipynb #account
 def _account(fates, src, model, asked):
     "The rows of the receipt: each tensor of the target, then those of the source that are not used"
-    params, rows, used = {n for n, _ in model.named_parameters()}, [], set()
+    params, rows, used = {n for n, _ in model.named_parameters(remove_duplicate=False)}, [], set()
     for n, f in fates.items():
         s = asked.pairs[n][0] if f.status in ('copied', 'adapted') else None
         used.add(s)
         rows.append((n, 'head' if n in asked.head else 'body', f.status, f.rule, f.detail, s,
                      s and tuple(src.state[s].shape), tuple(asked.ours[n].shape),
                      asked.ours[n].numel(), f.carried, n in params))
-    pairs = {s: n for n, (s, _) in asked.pairs.items()}
+    twin = {s: n for n, (s, _) in asked.pairs.items()}
     for s, t in src.state.items():
         if s in used: continue
-        n = pairs.get(s)
-        why = fates[n].rule if n else 'no such tensor in the target'
-        in_head = n in asked.head if n else _HEAD.search(s) is not None
-        if in_head and not asked.carry_head: why = 'a new head, as asked'
-        rows.append((s, 'head' if in_head else 'body', 'left behind', why, '', s, tuple(t.shape),
-                     None, t.numel(), 0, not s.endswith(_STATISTICS)))
+        n = twin.get(s, s if s in asked.head else None)
+        why, part = 'no such tensor in the target', 'none'
+        if n: why, part = fates[n].rule, 'head' if n in asked.head else 'body'
+        rows.append((s, part, 'left behind', why, '', s, tuple(t.shape), None, t.numel(), 0,
+                     not s.endswith(_STATISTICS)))
     return rows
 
-_HEAD = re.compile(r'^1\.|(^|\.)(head|heads|fc|classifier|last_linear)\.')
-
 # %% ../nbs/03_weights.ipynb #grow-helpers
-@contextmanager
-def _evaluating(*networks):
-    "Evaluation mode, and back"
-    modes = [(m, m.training) for n in networks for m in n.modules()]
-    for n in networks: n.eval()
-    try:
-        with torch.no_grad(): yield
-    finally:
-        for m, mode in modes: m.training = mode
-
 def _like(t, x): return t.to(x) if t.is_floating_point() else t.to(x.device)
 
 def _new_blocks(missing, present):
@@ -732,12 +808,12 @@ def _identity_fates(model, fates, x):
         lambda m, args, n=n: seen.update({n: args[0]})) for n in blocks]
     values = {n: _like(fates[own + n].value, x) for n in rel if fates[own + n].value is not None}
     try:
-        with _evaluating(body): functional_call(body, values, x)
+        with evaluating(body): functional_call(body, values, x)
     finally:
         for hook in hooks: hook.remove()
     for block in blocks:
         try: start = identity_start(body.get_submodule(block), seen[block])
-        except ValueError as e:
+        except (KeyError, ValueError) as e:   # not run at all, or not the identity
             raise TransferError('transfer_weights: grow=True needs new blocks that can start as '
                                 f'the identity; {block} cannot ({e})') from e
         for n, t in start.state_dict().items():
@@ -748,36 +824,63 @@ def _identity_fates(model, fates, x):
     return changed
 
 # %% ../nbs/03_weights.ipynb #same-function
-def _network_of(src):
-    "The source as a network that can be run"
-    if src.network is not None and hasattr(src.network, 'body'): return src.network
-    if 'arch' not in src.card:
-        raise ValueError('transfer_weights: grow=True compares the functions of both networks; a '
-                         f'source made by create_network is needed; {src.label} cannot be run')
-    model = create_network(src.card['arch']['name'], **src.card['arch']['kwargs'])
-    model.load_state_dict(src.state)
-    return model
+def _has_parts(network): return hasattr(network, 'body') and hasattr(network, 'head')
 
-def _check_function(source, model, fates, head, x):
-    "Refuse a target that would not compute what the source does; give the largest difference"
-    values = {n: f.value for n, f in fates.items() if f.value is not None}
+def _difference(source, model, values, head, x, by_batch=False):
+    "Largest difference of features, or answers, as a share of their size"
     def run(m, state):
         body, top = body_and_head(m)
         for part in (body, top) if head else (body,):
             own = _prefix_of(part, m)
-            out = functional_call(part, {n[len(own):]: _like(t, x) for n, t in state.items()
+            out = functional_call(part, {n[len(own):]: _like(t, x).clone() for n, t in state.items()
                                          if n.startswith(own)}, x if part is body else out)
         return out.flatten(1)
-    with _evaluating(source, model):
-        old, new = run(source, source.state_dict()), run(model, values)
+    with evaluating(source, model):
+        for m in (*source.modules(), *model.modules()):
+            if isinstance(m, _BatchNorm): m.training = by_batch
+        old, new = run(source, source.state_dict()), run(model, {**model.state_dict(), **values})
     copies = torch.arange(new.shape[1], device=x.device) % old.shape[1]
-    off = float((new - old[:, copies]).abs().max() / old.abs().max().clamp(min=1e-12))
+    return float((new - old[:, copies]).abs().max() / old.abs().max().clamp(min=1e-12))
+
+def _pictures(network, model, seed=0):
+    shape, p = picture_shape(network), next(model.parameters())
+    return torch.randn(4, *shape, generator=torch.Generator().manual_seed(seed)).to(p)
+
+def _is_by_order(asked):
+    return 'same order and shapes' in {rule for _, rule in asked.pairs.values()}
+
+def _beside(src, model, fates):
+    "Order is a weak witness: run both networks where the source is one, and say how they differ"
+    if not _has_parts(src.network): return ''
+    values = {n: f.value for n, f in fates.items() if f.value is not None}
+    try: off = _difference(src.network, model, values, False, _pictures(model, model))
+    except Exception as e: return f'could not be run beside the source ({type(e).__name__}: {e})'
+    return f'run beside the source: features differ by {off:.1e} of their size at most'
+
+# %% ../nbs/03_weights.ipynb #grow-all
+def _grow(src, model, fates, asked):
+    "Fates of a target that computes what the source does, and a note on how far it does"
+    if not _has_parts(src.network) and 'arch' not in src.card:
+        raise ValueError('transfer_weights: grow=True compares the functions of both networks; a '
+                         f'source made by create_network is needed; {src.label} cannot be run')
+    network = src.network if _has_parts(src.network) else load_weights(src)
+    x, head = _pictures(network, model, asked.seed), bool(asked.carry_head)
+    try:
+        fates = fates | _identity_fates(model, fates, x)
+        head = head and all(fates[n].value is not None for n in asked.head)
+        values = {n: f.value for n, f in fates.items() if f.value is not None}
+        off, in_training = (_difference(network, model, values, head, x, o) for o in (False, True))
+    except (AssertionError, RuntimeError) as e:
+        raise TransferError('transfer_weights: grow=True needs networks that take the same '
+                            f'pictures; these could not be run side by side ({e})') from e
     if not off < .01:
         raise TransferError('transfer_weights: grow=True needs a network whose function can be '
                             f'kept; {"answers" if head else "features"} would differ by {off:.0%}. '
                             'Attention, grouped convolutions and concatenated branches cannot be '
                             'widened')
-    return off
+    what = 'answers' if head else 'features'
+    return fates, (f'run beside the source: {what} differ by {off:.1e} of their size at most, with '
+                   f'statistics of the batch by {in_training:.1e}')
 
 # %% ../nbs/03_weights.ipynb #save-weights
 def save_weights(
@@ -853,7 +956,7 @@ def _of_file(path, label):
     if card and card.get('card_sha256') != _seal(card):
         raise ValueError(f'read_source: the card in {path} is not the one that was written; fetch '
                          'the file again')
-    return Source(state, card, _label(card, label), ordered=is_pickle)
+    return Source(state, card, _label(card, label))
 
 def _read_safetensors(path, n_header):
     if n_header > _HEADER_MAX:
@@ -867,7 +970,10 @@ def _read_safetensors(path, n_header):
 _PLAIN = re.compile(r'collections OrderedDict|torch (?!Untyped|Typed)\w+Storage|'
                     r'torch (bfloat16|(float|u?int|complex)\d+|bool)|'
                     r'torch\._utils _rebuild_(tensor|tensor_v2|parameter)')
-_OPS_MAX, _DEPTH_MAX = 1_000_000, 20
+_OPS_MAX = 1_000_000
+_DEPTH_MAX = 20
+_FILLS = 'SETITEM', 'SETITEMS', 'DICT'     # value, key, value, key … lie on the stack
+_SETS = 'EMPTY_SET', 'ADDITEMS', 'FROZENSET'
 
 def _scan(stream):
     "Read a pickle's operations without running them, and refuse what tensors do not need"
@@ -887,8 +993,9 @@ def _scan(stream):
         deep = deep + 1 if 'TUPLE' in op.name else 0
         made = mark if op.name == 'MARK' else arg if isinstance(arg, str) else deep
         stack += [memo[arg] if 'GET' in op.name else made] * len(op.stack_after)
-        if i > _OPS_MAX or deep > _DEPTH_MAX:
-            raise ValueError('its pickle is longer or deeper than tensors need')
+        is_key = op.name in _FILLS and any(isinstance(o, int) and o for o in taken[1::2])
+        if i > _OPS_MAX or deep > _DEPTH_MAX or is_key or op.name in _SETS:
+            raise ValueError('its pickle is longer, deeper or odder than tensors need')
     odd = [o.replace(' ', '.') for o in names if not _PLAIN.fullmatch(o)]
     if odd:
         raise ValueError(f'it holds pickled objects, not only tensors: {", ".join(odd[:3])}. Open '
@@ -929,7 +1036,7 @@ def _read_archive(path):
     "Tensors of a file of torch.save"
     with zipfile.ZipFile(path) as z:
         entries = z.infolist()
-        packed = any(o.compress_type for o in entries)
+        packed = any(o.compress_type or o.compress_size != o.file_size for o in entries)
         if packed or sum(o.file_size for o in entries) > path.stat().st_size:
             raise ValueError('its archive is compressed, or claims more than the file holds')
         if any('..' in o.filename or o.filename[:1] in '/\\' for o in entries):
@@ -939,7 +1046,8 @@ def _read_archive(path):
         data = z.read(pickles[0])
     _scan(io.BytesIO(data))
     held = {o.filename.rpartition('/data/')[2]: o.file_size for o in entries}
-    return _run(path, all(held.get(key) == n for key, n in _rehearse(data).items()), path)
+    whole = all(held.get(key) == n for key, n in _rehearse(data).items())
+    with open(path, 'rb') as f: return _run(f, whole, path)   # of a path, torch goes by its ending
 
 def _read_older(path):
     "Tensors of a file of torch.save in the format before 1.6: five pickles, then the numbers"
@@ -1102,8 +1210,9 @@ def load_weights(
         model = create_network(arch['name'], **arch['kwargs'])
         transfer_weights(src, model, head=True, min_share=1)
     except Exception as e:   # networks complain of odd arguments in every way
+        advice = 'fetch the file again' if 'sha256' in src.card else 'use transfer_weights'
         raise ValueError(f'load_weights: the card of {name} does not name a network that its '
-                         f'tensors fit ({type(e).__name__}: {e}): fetch the file again') from e
+                         f'tensors fit ({type(e).__name__}: {e}): {advice}') from e
     model.card = src.card
     return model.eval()
 
@@ -1121,7 +1230,7 @@ def _check_arch(arch, state):
         if any(abs(n) > most for n in numbers) or is_count and sum(numbers) > most:
             raise ValueError(f'{name} of at most {most} fits the tensors; got {value}')
     with torch.device('meta'): made = create_network(arch['name'], **arch['kwargs']).state_dict()
-    shapes = [sorted(map(_squeezed, (t.shape for t in o.values()))) for o in (made, state)]
+    shapes = [sorted(_trimmed(t.shape) for t in o.values()) for o in (made, state)]
     if shapes[0] != shapes[1]:
         differ = [n for n, t in made.items() if n not in state or t.shape != state[n].shape]
         raise ValueError(f'the shapes of {arch["name"]} {arch["kwargs"]} are needed; '

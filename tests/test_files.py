@@ -228,6 +228,8 @@ def test_safetensors_that_claim_too_much(lie, refused): refused(safetensors_lies
 
 def beside(other): return dict(a=view(4, 4), b=other)
 
+def parts(n): return b')' + b''.join(b'q%ch%c\x86' % (i, i) for i in range(n))   # pairs of pairs of pairs
+
 pickle_lies = {   # an object or a pickle, and the storages in the file
     'numbers': (dict(a=view(2**40, 2**40)), four), 'few of many numbers': (dict(a=view(2**40, 4)), four),
     'numbers in a list': (beside([view(2**33, 4, key='1')]), four, four),
@@ -243,7 +245,9 @@ pickle_lies = {   # an object or a pickle, and the storages in the file
     'longer text': (ops(b'\x8d' + struct.pack('<Q', 10**10)),),
     'long number': (ops(b'\x8b' + struct.pack('<I', 2**31 - 1)),), 'two million operations': (ops(b'N' * 2_000_000),),
     'a key 200,000 deep': (ops(b'})' + b'\x85' * 200_000 + b'K\1s'),),
-    'a key of 2**40 parts': (ops(b'})' + b''.join(b'q%ch%c\x86' % (i, i) for i in range(40)) + b'K\1s'),)}
+    'a key of 2**40 parts': (ops(b'}' + parts(40) + b'K\1s'),),
+    'a key of 2**19 parts, a thousand times': (ops(b'}' + parts(19) + b'q\xffNs' + b'h\xffNs' * 1000),),
+    'a key of 100,000 parts, as often': (ops(b'}(' + b'N' * 100_000 + b'tq\xffNs' + b'h\xffNs' * 100_000),)}
 
 @each_maker
 @pytest.mark.parametrize('lie', pickle_lies)
@@ -303,7 +307,7 @@ def test_big_file_takes_at_most_four_times_its_size(kind, apart, tmp_path):
 
 def bare(o, protocol=2): return pickle.dumps(o, protocol)
 
-@pytest.mark.parametrize('make, protocol', product([zip_file, legacy_file, bare], [2, 4]))
+@pytest.mark.parametrize('make, protocol', [*product([zip_file, legacy_file, bare], [2, 4])])
 def test_code_in_a_pickle_is_not_run(make, protocol, tmp_path, monkeypatch):
     "Not even where torch is told to run it, and nobody is told to allow it"
     monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
@@ -442,8 +446,8 @@ def test_card_that_asks_for_other_files(name, tmp_path, monkeypatch):
         with saying('load_weights', repr(name)):
             load_weights(path_of(small_file(arch=small_arch(network, **{name: '/etc/passwd'})), tmp_path))
 
-@pytest.mark.parametrize('key, value', product(['recipe', 'vocab', 'mean', 'metrics', 'more'],
-    [5, 'x', [], [5], dict(task=5), dict(task=[])]))
+@pytest.mark.parametrize('key, value', [*product(['recipe', 'vocab', 'mean', 'metrics', 'more'],
+    [5, 'x', [], [5], dict(task=5), dict(task=[])])])
 def test_card_of_odd_kinds(key, value, tmp_path):
     "Read, or refused by us"
     try: read_source(path_of(small_file(**{key: value}), tmp_path))
