@@ -778,7 +778,7 @@ def _account(fates, src, model, asked):
     for s, t in src.state.items():
         if s in used: continue
         n = twin.get(s, s if s in asked.head else None)
-        why, part = 'no such tensor in the target', 'none'
+        why, part = 'no such tensor in the target', '–'
         if n: why, part = fates[n].rule, 'head' if n in asked.head else 'body'
         rows.append((s, part, 'left behind', why, '', s, tuple(t.shape), None, t.numel(), 0,
                      not s.endswith(_STATISTICS)))

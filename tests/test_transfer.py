@@ -10,8 +10,8 @@ import torchvision
 from hypothesis import given, settings, strategies as st
 from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch import nn
-from nbtransfer.networks import count_flops, create_network, flops_by_layer, resnet9, stages, tensors_of
-from nbtransfer.weights import TransferError, read_source, transfer_weights
+from nbtransfer.networks import Residual, count_flops, create_network, flops_by_layer, resnet9, stages, tensors_of
+from nbtransfer.weights import TransferError, identity_start, read_source, transfer_weights
 
 def some(n): return settings(max_examples=n, deadline=None, derandomize=True)
 
@@ -102,7 +102,8 @@ def test_vision_transformers_of_two_libraries(ours):
 def test_fastais_network_has_other_names_and_another_head():
     one, target, x = fill(fastai_resnet(5)), build('timm/resnet18', 10), torch.randn(2, 3, 64, 64)
     receipt = carry(one, target)
-    assert statuses(receipt) == dict(copied=120) and receipt.rows.query('status == "left behind"').tensor.str.startswith('1.').all()
+    assert statuses(receipt) == dict(copied=120)
+    assert receipt.rows.query('status == "left behind"').tensor.str.startswith('1.').all()
     assert torch.allclose(features(one, x).mean((2, 3)), features(target, x), atol=1e-5)
 
 def test_plain_networks_of_the_libraries_are_sources():
@@ -383,3 +384,62 @@ def test_carrying_a_resnet50_costs_at_most_twice_a_bare_load():
             run(state)
             times.append(time.perf_counter() - start)
     assert min(ours) <= 2 * min(bare), f'{min(ours) / min(bare):.2f} times as long'
+
+# Found in reviews
+
+def stack(*names):
+    "Equal layers under given names"
+    return parts(nn.Sequential(OrderedDict((n, nn.Conv2d(4, 4, 3, padding=1)) for n in names)), 4, 2)
+
+def test_order_never_goes_against_a_name_that_fits():
+    one, other = stack('stem', 'stage0', 'stage1', 'stage2'), stack('stem', 'stage1', 'stage2', 'stage3')
+    receipt = transfer_weights(one, other, min_share=0)
+    pairs = receipt.rows.query('carried > 0').set_index('tensor').source_tensor
+    assert all(s == t for t, s in pairs.items()) and len(pairs) == 6
+
+@pytest.mark.parametrize('only', ['*two*', None])
+def test_tied_tensors_have_one_fate(only):
+    target = parts(nn.ModuleDict(dict(one=nn.Linear(4, 4), two=nn.Linear(4, 4))), 4, 2)
+    target.body.two.weight = target.body.one.weight
+    before, source = target.body.one.weight.clone(), parts(deepcopy(target.body), 4, 3)
+    source.body.two.weight = nn.Parameter(torch.randn(4, 4))
+    with pytest.raises(TransferError, match='body.one.weight and body.two.weight are one tensor'):
+        transfer_weights(source, target, only=only)
+    assert torch.equal(target.body.one.weight, before)
+
+def test_numbers_that_do_not_fit_a_type_are_refused():
+    one, other = resnet9(3, width=1), resnet9(3, width=1).half()
+    transfer_weights(one, other)
+    one.body.stem.conv.weight.data += 1e6
+    with pytest.raises(TransferError, match='too large for torch.float16'): transfer_weights(one, other)
+    state = {n: t.int() for n, t in one.state_dict().items()}
+    with pytest.raises(TransferError, match='torch.int32 in the source'): transfer_weights(state, resnet9(3, width=1))
+
+@pytest.mark.parametrize('fails', [False, True])
+def test_a_receipt_leaves_modes_as_they_were(fails):
+    model = resnet9(3, width=1).train()
+    model.body.stem.bn.eval()
+    receipt = transfer_weights(resnet9(4, width=1), model)
+    if fails: model.body.stage1.register_forward_pre_hook(lambda *_: 1 / 0)
+    assert ('not counted' in str(receipt)) == fails
+    assert [n for n, m in model.named_modules() if not m.training] == ['body.stem.bn']
+
+def test_block_that_could_never_learn_is_no_identity():
+    with pytest.raises(ValueError, match='still learn'): identity_start(Residual(4), torch.rand(2, 4, 8, 8))
+
+def test_flops_of_attention_are_those_of_its_twin():
+    counts = {count_flops(m, 32) for m in (torchvision_vit(3), timm_vit(3))}
+    assert len(counts) == 1 and counts.pop() > 0
+
+def test_grid_that_is_not_square():
+    def body(size_px): return TimmViT(size_px, 8, num_classes=0, embed_dim=16, depth=1, num_heads=2)
+    one, other = parts(body((32, 128)), 16, 3), parts(body((64, 64)), 16, 2)
+    receipt = transfer_weights(one, other)    # 4×16 and 8×8 places: as many, and not the same
+    assert statuses(receipt)['adapted'] == 1 and not torch.equal(one.body.pos_embed, other.body.pos_embed)
+
+def test_options_that_cannot_be_met_are_refused():
+    one, target = fill(resnet9(3, width=1)), resnet9(5, width=2)
+    with pytest.raises(TransferError, match='of the head'): transfer_weights(one, target, head=True, grow=True)
+    with pytest.raises(ValueError, match='leave out only'): transfer_weights(one, target, grow=True, only=1)
+    for match, options in (('min_share has to be', dict(min_share=50)), ("no classes' names", dict(head='names', vocab=['a']))):
+        with pytest.raises(ValueError, match=match): transfer_weights(one, target, **options)
