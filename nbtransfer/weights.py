@@ -351,17 +351,20 @@ def _prefix_of(part, model):
     "The prefix of a part's tensors in the network's state dict"
     return next(f'{n}.' for n, m in model.named_modules() if m is part)
 
-def _match(model, state, head):
+def _match(model, ours, state, head):
     "Target name → (source name, rule), for the body and, if asked, the head"
     body, top = body_and_head(model)
-    own, tensors = _prefix_of(body, model), body.state_dict()
+    def inside(part):
+        own = _prefix_of(part, model)
+        return own, {n[len(own):]: t for n, t in ours.items() if n.startswith(own)}
+    own, tensors = inside(body)
     given = {_clean(n): n for n in tensors}
     rel = {n: tensors[name] for n, name in given.items()}
     pairs = _by_prefix(rel, own, state)
     if len(pairs) < len(rel): pairs = _by_order(rel, state, pairs) or pairs
     pairs = {own + given[n]: pair for n, pair in pairs.items()}
     if not head: return pairs
-    own, rel = _prefix_of(top, model), top.state_dict()
+    own, rel = inside(top)
     same = {own + n: (own + n, 'same name') for n in rel if own + n in state}
     used = {s for s, _ in pairs.values()}
     left = [s for s in state if s not in used]
@@ -555,17 +558,18 @@ def transfer_weights(
     model = _unwrapped(model.model if isinstance(model, Learner) else model)
     asked = SimpleNamespace(
         only=only, skip=skip, in_channels=in_channels, batchnorm=batchnorm, grow=grow, seed=seed,
-        carry_head=head, min_share=min_share, vocabs=(src.card.get('vocab'), vocab))
+        carry_head=head, min_share=min_share, vocabs=(src.card.get('vocab'), vocab),
+        ours=model.state_dict())
     _check_options(asked)
-    _check_target(model)
+    _check_target(model, asked.ours)
     _look_up(src, model, asked)
     _check_apart(src.state, asked)
     fates = {n: _fate(n, b, src, asked) for n, b in asked.ours.items()}
     if grow: fates, note = _grow(src, model, fates, asked)
     else: note = _beside(src, model, fates) if _is_by_order(asked) else ''
     _check_tied(fates, asked)
-    _check_share(fates, src, model, asked)
-    receipt = TransferReceipt(_account(fates, src, model, asked), src.label, model, note)
+    _check_share(fates, src, asked)
+    receipt = TransferReceipt(_account(fates, src, asked), src.label, model, note)
     with torch.no_grad():
         for n, f in fates.items():
             if f.value is not None: asked.ours[n].copy_(f.value)
@@ -590,10 +594,10 @@ def _check_options(asked):
         raise ValueError('transfer_weights: grow=True carries a whole function; leave out only, '
                          "skip, in_channels, batchnorm='reset' and head='names'")
 
-def _check_target(model):
+def _check_target(model, ours):
     "Refuse a target without parts, or without numbers"
     body_and_head(model)
-    for n, b in (*model.named_parameters(), *model.named_buffers()):
+    for n, b in ours.items():
         if nn.parameter.is_lazy(b) or b.is_meta:
             raise ValueError('transfer_weights: a target with numbers is needed; '
                              f'{n} has none yet: run one batch through it, or build it off the '
@@ -619,9 +623,9 @@ def _check_tied(fates, asked):
         raise TransferError(f'transfer_weights: {first} and {n} are one tensor in the target, and '
                             'would get different numbers: carry both or neither, or untie them')
 
-def _check_share(fates, src, model, asked):
+def _check_share(fates, src, asked):
     "Refuse a transfer that leaves too much of what was asked for at random"
-    params = {n: p.numel() for n, p in model.named_parameters(remove_duplicate=False)}
+    params = asked.params
     parts = [('body', [n for n in params if n in asked.chosen - asked.head])]
     if asked.carry_head is True: parts.append(('head', [n for n in params if n in asked.head]))
     found = any(f.carried for f in fates.values())
@@ -695,16 +699,14 @@ def _rows(a, b, asked):
                  n * b[0].numel(), f'{n} of {len(b)} classes')
 
 def _copied(name, a, b, rule):
-    "The fate of a tensor that is carried as it is, with a word on its type and what it holds"
+    "The fate of a tensor that is carried as it is, with a word on its type"
     if (a.is_floating_point(), a.is_complex()) != (b.is_floating_point(), b.is_complex()):
         raise TransferError(f'transfer_weights: {name} is {b.dtype} here and {a.dtype} in the '
                             'source: convert the source first')
-    details = [] if a.dtype == b.dtype else [f'{a.dtype} → {b.dtype}'.replace('torch.', '')]
-    if a.is_floating_point() and a.numel() < 2**16 and not a.isfinite().all():
-        details.append('holds NaN or infinity')   # large tensors are not looked through, for speed
+    detail = '' if a.dtype == b.dtype else f'{a.dtype} → {b.dtype}'.replace('torch.', '')
     if b.dtype.itemsize < a.dtype.itemsize and a.isfinite().all() and not a.to(b).isfinite().all():
         raise TransferError(f'transfer_weights: {name} has numbers too large for {b.dtype}')
-    return _Fate('copied', rule, a, b.numel(), ', '.join(details))
+    return _Fate('copied', rule, a, b.numel(), detail)
 
 # %% ../nbs/03_weights.ipynb #fit
 def _fit(name, a, b, asked):
@@ -752,9 +754,11 @@ def _grid(network):
 def _look_up(src, model, asked):
     "Add to what was asked for what it takes to decide on each tensor"
     body, head = body_and_head(model)
-    asked.ours = model.state_dict()
-    asked.head = {_prefix_of(head, model) + n for n in head.state_dict()}
-    asked.pairs = _match(model, src.state, asked.carry_head)
+    named = model.named_parameters(remove_duplicate=False)
+    asked.params = {n: p.numel() for n, p in named}
+    top = _prefix_of(head, model)
+    asked.head = {n for n in asked.ours if n.startswith(top)}
+    asked.pairs = _match(model, asked.ours, src.state, asked.carry_head)
     asked.grids = _grid(src.network), _grid(model)
     asked.chosen = set(asked.ours) if asked.only is None else set(tensors_of(model, asked.only))
     if asked.only is not None and asked.carry_head: asked.chosen |= asked.head
@@ -765,9 +769,9 @@ def _look_up(src, model, asked):
     asked.head_rows = {n for n in asked.head & asked.pairs.keys() if n.rpartition('.')[0] == last}
 
 # %% ../nbs/03_weights.ipynb #account
-def _account(fates, src, model, asked):
+def _account(fates, src, asked):
     "The rows of the receipt: each tensor of the target, then those of the source that are not used"
-    params, rows, used = {n for n, _ in model.named_parameters(remove_duplicate=False)}, [], set()
+    params, rows, used = asked.params, [], set()
     for n, f in fates.items():
         s = asked.pairs[n][0] if f.status in ('copied', 'adapted') else None
         used.add(s)
