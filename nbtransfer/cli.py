@@ -51,7 +51,7 @@ def _add_options(command, run):
     add('--out', out, 'folder for the results', 'DIR', type=Path)
     flag('--overwrite', 'write into a folder that has files already')
     if run is _demo: return add('--seeds', 5, 'number of seeds')
-    weights = '' if run is _pretrain else '; or a file of weights, or the name of some'
+    weights = '' if run is _pretrain else '; or weights: a file, or a name of timm or the Hub'
     command.add_argument('--source', required=True, help=_TASKS + weights)
     if run is not _pretrain: command.add_argument('--target', required=True, help=_TASKS)
     archs = 'article_cnn, resnet9, or a timm or torchvision name'
@@ -149,7 +149,7 @@ def _source(nb, args):
         try:
             source = nb.read_source(args.source)
             known = 'arch' in source.card     # then also check that it is what its card says
-            return nb.read_source(nb.load_weights(args.source)) if known else source
+            return nb.read_source(nb.load_weights(source)) if known else source
         except ValueError as e:
             raise ValueError(f'a source is needed: {_TASKS}, or weights; got {args.source!r}, and '
                              f'{e}') from e

@@ -40,7 +40,7 @@ def transfer_learner(
     cbs:list=None,     # fastai callbacks
     compute:Compute=None, # the choice of `compute_settings` if None
     **arch_kwargs,     # of the architecture; the source's where `arch` is None
-)->Learner:            # body carried, head new; `receipt` and `group_lrs` are set
+)->Learner:            # body carried, head new; `receipt`, `seed` and `group_lrs` are set
     """Make a learner for the target that starts from a source's parameters
 
     Raises `TransferError` if too little can be carried, `ValueError` if no network is named."""
@@ -59,7 +59,7 @@ def transfer_learner(
     stats = (mean, src.card['std']) if mean else None
     cbs = [GroupLRs(), *(cbs or [])]
     learn = task_learner(task, model, bs, augment, stats, seed, wd, cbs, compute, train_bn=False)
-    learn.receipt = receipt
+    learn.receipt, learn.seed = receipt, seed
     return learn
 
 # %% ../nbs/04_finetuning.ipynb #group-lrs
@@ -144,7 +144,8 @@ def fine_tune(
                          f'got n_epochs={n_epochs}, n_frozen={n_frozen}')
     lrs = lrs_by_group(lr_max, len(stages(learn.model)))
     learn.recipe = dict(task=learn.dls.task.name, source=learn.receipt.source, n_epochs=n_epochs,
-                        n_frozen=n_frozen, lr_max=lrs, bs=learn.dls.bs, wd=learn.wd)
+                        n_frozen=n_frozen, lr_max=lrs, bs=learn.dls.bs, wd=learn.wd,
+                        seed=learn.seed)
     if n_frozen:
         freeze(learn)
         learn.fit_one_cycle(n_frozen, lrs[-1])

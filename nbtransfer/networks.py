@@ -273,21 +273,22 @@ def _names_of(model, stage, is_first):
 
 def tensors_of(
     model:nn.Module, # a network with `body` and `head`
-    which:object,    # a number of stages, a stage's name, a pattern with `*`, or a list of these
+    which:object,    # a number of stages, a name, a pattern with `*`, or a list of these
 )->set:              # names in the network's state dict
     """Give the names of the tensors in some parts of a network
 
     A number counts stages from the input, as slices do: 2 are the first two, -1 all but the head.
+    A name is that of a stage, or of a module or tensor of the network.
     Raises `ValueError`, listing the stages, for what names nothing."""
     found, parts = set(), stages(model)
     for w in which if isinstance(which, (list, tuple, set)) else [which]:
         if isinstance(w, int) and -len(parts) <= w <= len(parts): chosen = parts[:w]
         else: chosen = [p for p in parts if p.name == w]
         names = {n for p in chosen for n in _names_of(model, p, p is parts[0])}
-        if isinstance(w, str) and '*' in w:
-            names = {n for n in model.state_dict() if fnmatchcase(n, w)}
+        if isinstance(w, str):   # also `w` itself, and all that is inside of it
+            names |= {n for n in model.state_dict() if fnmatchcase(n, w) or n.startswith(f'{w}.')}
         if not names and w != 0:
-            raise ValueError('tensors_of: a number of stages, a stage, or a pattern with * is '
+            raise ValueError('tensors_of: a number of stages, a name, or a pattern with * is '
                              f'needed; {w!r} names nothing; stages: '
                              f'{", ".join(p.name for p in parts)}')
         found |= names

@@ -57,7 +57,7 @@ class TransferReceipt:
     def __init__(self,
         rows:list,       # a tuple for each tensor, in the order of `columns`
         source:str,      # what the source was
-        model:nn.Module=None, # the target, to count its FLOPs when they are asked for
+        model:nn.Module, # the target, to count its FLOPs when they are asked for
         note:str='',     # a sentence on how it was checked
     ):
         "Keep the rows"
@@ -85,8 +85,9 @@ class TransferReceipt:
 
 # %% ../nbs/03_weights.ipynb #receipt-summary
 def _flops_of(rows, model):
-    n_in, size_px, _ = picture_shape(model)
-    try: own, why = flops_by_layer(model, size_px, n_in), ''
+    try:
+        n_in, size_px, _ = picture_shape(model)
+        own, why = flops_by_layer(model, size_px, n_in), ''
     except Exception as e:   # whatever a network says to a picture that it does not take
         own, why = {}, f'FLOPs not counted: {type(e).__name__}: {e}'
     is_weight = [s is not None and len(s) > 1 for s in rows.target_shape]
@@ -122,19 +123,24 @@ _MARKS = {'copied': ('●', '#0072b2', '#fff'), 'adapted': ('◐', '#e69f00', '#
           'initialised': ('○', '#e8e8e8', '#000'), 'left behind': ('✕', '#707070', '#fff')}
 
 @patch
+def _headline(self:TransferReceipt):
+    flops = '' if math.isnan(self.share_flops) else f', {self.share_flops:.1%} by FLOPs'
+    return f'Transfer from {self.source}: {self.share:.1%} of the body carried{flops}'
+
+@patch
+def _notes(self:TransferReceipt): return [o for o in (self.note, self.flops.attrs['why']) if o]
+
+@patch
 def to_text(self:TransferReceipt)->str: # a line for the totals, then one for each rule
     "Give the receipt as text"
-    flops = '' if math.isnan(self.share_flops) else f', {self.share_flops:.1%} by FLOPs'
-    lines = [f'Transfer from {self.source}: {self.share:.1%} of the body carried{flops}']
+    lines = [self._headline()]
     for r in self.summary().itertuples():
         detail = f' ({r.detail})' if r.detail else ''
         lines.append(f'{_MARKS[r.status][0]} {r.part:4} {r.status:11} {r.tensors:4} tensors '
                      f'{r.numbers:12,} numbers: {r.rule}{detail}')
     return '\n'.join([*lines, *self._notes()])
 
-@patch
-def _notes(self:TransferReceipt): return [o for o in (self.note, self.flops.attrs['why']) if o]
-
+# %% ../nbs/03_weights.ipynb #receipt-html
 @patch
 def to_html(self:TransferReceipt)->str: # HTML that reads in light and dark pages
     "Give the receipt as HTML: totals, and every tensor to unfold"
@@ -151,8 +157,7 @@ def to_html(self:TransferReceipt)->str: # HTML that reads in light and dark page
     formats = dict(numbers='{:,}'.format, carried='{:,}'.format, MFLOPs='{:,.2f}'.format)
     rows = self.rows[['tensor', 'status', 'rule', 'detail', 'source_tensor', 'source_shape',
                       'target_shape', 'carried']]
-    first = self.to_text().splitlines()[0]
-    said = ''.join(f'<p>{html.escape(o)}</p>' for o in (first, *self._notes()))
+    said = ''.join(f'<p>{html.escape(o)}</p>' for o in (self._headline(), *self._notes()))
     return (f'{said}{table(self.summary())}'
             f'<details><summary>All {len(rows)} tensors</summary>{table(rows)}</details>')
 
@@ -218,13 +223,6 @@ def read_source(
                     f'of a network is needed; got {type(source).__name__}')
 
 # %% ../nbs/03_weights.ipynb #source-network
-_WRAPPER = re.compile(r'(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.')
-
-def _clean(name):
-    "A name without what wrappers put into it"
-    while (shorter := _WRAPPER.sub(r'\1', name)) != name: name = shorter
-    return name
-
 def _unwrapped(model):
     "The network inside torch's wrappers for compiling and for several devices"
     wrappers = nn.DataParallel, nn.parallel.DistributedDataParallel
@@ -270,8 +268,7 @@ def _find_state(mapping, where):
                          'array: convert it with torch.from_numpy')
     state = tensors(mapping)
     for n, t in state.items(): _check_tensor(n, t, where)
-    clean = {_clean(n): t for n, t in state.items()}
-    return clean if len(clean) == len(state) else state
+    return state
 
 def _check_tensor(name, t, where):
     "Refuse names that no module has, and tensors without numbers of their own"
@@ -283,6 +280,19 @@ def _check_tensor(name, t, where):
                          f'is {t.layout}, {t.dtype} on {t.device}')
 
 # %% ../nbs/03_weights.ipynb #match-names
+_WRAPPER = re.compile(r'(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.')
+
+def _clean(name):
+    "A name without what wrappers put into it"
+    while (shorter := _WRAPPER.sub(r'\1', name)) != name: name = shorter
+    return name
+
+def _cleaned(state):
+    "Tensors under clean names, and what those names were"
+    names = {_clean(n): n for n in state}
+    if len(names) < len(state): names = {n: n for n in state}
+    return {c: state[n] for c, n in names.items()}, names
+
 def _trimmed(shape):
     "A shape without ones at its end"
     while shape and shape[-1] == 1: shape = shape[:-1]
@@ -358,20 +368,21 @@ def _match(model, ours, state, head):
         own = _prefix_of(part, model)
         return own, {n[len(own):]: t for n, t in ours.items() if n.startswith(own)}
     own, tensors = inside(body)
-    given = {_clean(n): n for n in tensors}
-    rel = {n: tensors[name] for n, name in given.items()}
-    pairs = _by_prefix(rel, own, state)
-    if len(pairs) < len(rel): pairs = _by_order(rel, state, pairs) or pairs
+    rel, given = _cleaned(tensors)
+    clean, written = _cleaned(state)
+    pairs = _by_prefix(rel, own, clean)
+    if len(pairs) < len(rel): pairs = _by_order(rel, clean, pairs) or pairs
     pairs = {own + given[n]: pair for n, pair in pairs.items()}
-    if not head: return pairs
-    own, rel = inside(top)
+    if head: pairs |= _match_head(*inside(top), clean, {s for s, _ in pairs.values()})
+    return {n: (written[s], rule) for n, (s, rule) in pairs.items()}
+
+def _match_head(own, rel, state, used):
+    "Pairs for the head: by name, or what the body leaves if that is one layer of the same kind"
     same = {own + n: (own + n, 'same name') for n in rel if own + n in state}
-    used = {s for s, _ in pairs.values()}
     left = [s for s in state if s not in used]
     ours, theirs = ({n.rpartition('.')[2]: n for n in names} for names in (rel, left))
-    if not same and ours.keys() == theirs.keys() and len(ours) == len(rel) == len(left):
-        same = {own + n: (theirs[w], 'what is left, by its last word') for w, n in ours.items()}
-    return {**pairs, **same}
+    if same or ours.keys() != theirs.keys() or not len(ours) == len(rel) == len(left): return same
+    return {own + n: (theirs[w], 'what is left, by its last word') for w, n in ours.items()}
 
 # %% ../nbs/03_weights.ipynb #channels
 def adapt_channels(
@@ -541,7 +552,7 @@ def transfer_weights(
     source:object,   # whatever `read_source` takes
     model:nn.Module, # the target, with `body` and `head`, or its Learner; changed in place
     head:object=False, # True: carry the head too; 'names': its rows of classes named alike
-    min_share:float=.5, # least share to carry of the parameters asked for; see below
+    min_share:float=.5, # least share to carry of the parameters asked for, in [0, 1]
     only:object=None,  # parts to carry, as for `tensors_of`; all if None
     skip:object=None,  # parts not to carry, likewise
     in_channels:str=None, # for another number of input channels: 'sum', 'repeat', 'zero' or 'new'
@@ -571,8 +582,7 @@ def transfer_weights(
     _check_share(fates, src, asked)
     receipt = TransferReceipt(_account(fates, src, asked), src.label, model, note)
     with torch.no_grad():
-        for n, f in fates.items():
-            if f.value is not None: asked.ours[n].copy_(f.value)
+        for n, value in _values(fates).items(): asked.ours[n].copy_(value)
     return receipt
 
 # %% ../nbs/03_weights.ipynb #checks
@@ -655,6 +665,8 @@ class _Fate(NamedTuple):
     value: torch.Tensor = None # None: stays as it is
     carried: int = 0
     detail: str = ''
+
+def _values(fates): return {n: f.value for n, f in fates.items() if f.value is not None}
 
 def _as_built(why, name, ours):
     "The fate of a tensor that keeps the numbers it was built with, and how those look"
@@ -810,7 +822,7 @@ def _identity_fates(model, fates, x):
     blocks, seen, changed = _new_blocks(missing, rel.keys() - set(missing)), {}, {}
     hooks = [body.get_submodule(n).register_forward_pre_hook(
         lambda m, args, n=n: seen.update({n: args[0]})) for n in blocks]
-    values = {n: _like(fates[own + n].value, x) for n in rel if fates[own + n].value is not None}
+    values = {n[len(own):]: _like(t, x) for n, t in _values(fates).items() if n.startswith(own)}
     try:
         with evaluating(body): functional_call(body, values, x)
     finally:
@@ -856,8 +868,7 @@ def _is_by_order(asked):
 def _beside(src, model, fates):
     "Order is a weak witness: run both networks where the source is one, and say how they differ"
     if not _has_parts(src.network): return ''
-    values = {n: f.value for n, f in fates.items() if f.value is not None}
-    try: off = _difference(src.network, model, values, False, _pictures(model, model))
+    try: off = _difference(src.network, model, _values(fates), False, _pictures(model, model))
     except Exception as e: return f'could not be run beside the source ({type(e).__name__}: {e})'
     return f'run beside the source: features differ by {off:.1e} of their size at most'
 
@@ -871,8 +882,8 @@ def _grow(src, model, fates, asked):
     x, head = _pictures(network, model, asked.seed), bool(asked.carry_head)
     try:
         fates = fates | _identity_fates(model, fates, x)
-        head = head and all(fates[n].value is not None for n in asked.head)
-        values = {n: f.value for n, f in fates.items() if f.value is not None}
+        values = _values(fates)
+        head = head and asked.head <= values.keys()
         off, in_training = (_difference(network, model, values, head, x, o) for o in (False, True))
     except (AssertionError, RuntimeError) as e:
         raise TransferError('transfer_weights: grow=True needs networks that take the same '
@@ -950,7 +961,6 @@ def _of_file(path, label):
         elif start[:4] == b'PK\3\4': state, card = _read_archive(Path(path)), {}
         elif start[:1] == b'\x80': state, card = _read_older(Path(path)), {}
         else: raise ValueError('it begins like neither safetensors nor torch.save')
-        for n, t in state.items(): _check_tensor(n, t, path)
     except Exception as e:   # a hostile file can make a parser raise anything
         raise ValueError(f'read_source: a file of weights is needed; {path} is not one or is cut '
                          f'short ({type(e).__name__}: {e}): fetch it again') from e
@@ -968,7 +978,9 @@ def _read_safetensors(path, n_header):
     with safe_open(path, 'pt') as f:
         card = json.loads((f.metadata() or {}).get('card', '{}'))
         if not isinstance(card, dict): raise ValueError('its card is no JSON object')
-        return {n: f.get_tensor(n) for n in f.keys()}, card
+        state = {n: f.get_tensor(n) for n in f.keys()}
+    for n, t in state.items(): _check_tensor(n, t, path)
+    return state, card
 
 # %% ../nbs/03_weights.ipynb #scan-pickle
 _PLAIN = re.compile(r'collections OrderedDict|torch (?!Untyped|Typed)\w+Storage|'
@@ -1036,6 +1048,8 @@ def _rehearse(data):
     return claims
 
 # %% ../nbs/03_weights.ipynb #read-pickle
+_LIE = 'it claims other numbers than it holds'
+
 def _read_archive(path):
     "Tensors of a file of torch.save"
     with zipfile.ZipFile(path) as z:
@@ -1050,8 +1064,8 @@ def _read_archive(path):
         data = z.read(pickles[0])
     _scan(io.BytesIO(data))
     held = {o.filename.rpartition('/data/')[2]: o.file_size for o in entries}
-    whole = all(held.get(key) == n for key, n in _rehearse(data).items())
-    with open(path, 'rb') as f: return _run(f, whole, path)   # of a path, torch goes by its ending
+    if any(held.get(key) != n for key, n in _rehearse(data).items()): raise ValueError(_LIE)
+    with open(path, 'rb') as f: return _run(f, path)   # of a path, torch goes by its ending
 
 def _read_older(path):
     "Tensors of a file of torch.save in the format before 1.6: five pickles, then the numbers"
@@ -1064,11 +1078,11 @@ def _read_older(path):
     magic, keys = ([arg for _, arg, _ in pickletools.genops(parts[i])] for i in (0, 4))
     if MAGIC_NUMBER not in magic: raise ValueError('it is a pickle that torch.save did not write')
     claims = _rehearse(parts[3])
-    whole = claims.keys() == {o for o in keys if isinstance(o, str)}
-    return _run(io.BytesIO(data), whole and sum(claims.values()) <= len(data), path)
+    listed = {o for o in keys if isinstance(o, str)}
+    if claims.keys() != listed or sum(claims.values()) > len(data): raise ValueError(_LIE)
+    return _run(io.BytesIO(data), path)
 
-def _run(file, is_whole, path):
-    if not is_whole: raise ValueError('it claims other numbers than it holds')
+def _run(file, path):
     return _find_state(torch.load(file, map_location='cpu', weights_only=True), path)
 
 # %% ../nbs/03_weights.ipynb #by-name
@@ -1113,7 +1127,7 @@ def _of_timm(name):
                 size_px=cfg.input_size[1])
     with torch.device('meta'): order = timm.create_model(name).state_dict()
     state = _of_file(path, name).state
-    state = {n: state[n] for n in sorted(state, key=[*order, *state].index)}
+    state = {n: state[n] for n in [*order, *state] if n in state}
     return Source(state, card, f'timm/{name}, {cfg.tag or "pretrained"}')
 
 def _of_torchvision(name):

@@ -1,6 +1,8 @@
-"What several test files share: where things are, and how to read notebooks and run commands"
+"What several test files share: where things are, how to read notebooks and run commands, and what to expect"
 import ast, json, os, re, shutil, subprocess, sys
 from pathlib import Path
+import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT/'nbtransfer'
@@ -50,3 +52,9 @@ def run_ok(command, cwd, **env):
     code, printed = run(command, cwd, **env)
     assert code == 0, f"{' '.join(map(str, command))} ended with {code}:\n{printed}"
     return printed
+
+def saying(*parts, error=ValueError):
+    "Expect an error whose message has all `parts`, in this order"
+    return pytest.raises(error, match='.*'.join(map(re.escape, parts)))
+
+def some(n): return settings(max_examples=n, deadline=None, derandomize=True)

@@ -8,6 +8,7 @@ import torch
 from fastai.data.external import fastai_cfg
 from PIL import Image
 from safetensors.torch import save
+from helpers import saying
 from nbtransfer import cli
 from nbtransfer.comparison import compare, paired_interval
 from nbtransfer.finetuning import transfer_learner
@@ -15,10 +16,6 @@ from nbtransfer.networks import create_network, resnet9
 from nbtransfer.pretraining import task_learner
 from nbtransfer.tasks import DataMissing, cifar10, cifar100, digits, image_folder, letters, split_per_class, task_named
 from nbtransfer.weights import _digest, _seal, load_weights, pretrained, save_weights, transfer_weights
-
-def saying(*parts, error=ValueError):
-    "Expect an error whose message has all `parts`, in this order"
-    return pytest.raises(error, match='.*'.join(map(re.escape, parts)))
 
 def tree(folder): return {str(o.relative_to(folder)): o.is_file() and o.read_bytes() for o in folder.rglob('*')}
 

@@ -7,11 +7,11 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
-import helpers  # noqa: F401  (this checkout, whatever is installed)
 import pytest
 import torch
 from safetensors.torch import load, save
 from torch import nn
+from helpers import saying   # first of ours: this checkout, whatever is installed
 from nbtransfer import weights
 from nbtransfer.networks import resnet9
 from nbtransfer.pretraining import task_learner
@@ -21,10 +21,6 @@ from nbtransfer.weights import load_weights, read_source, save_weights, transfer
 MB = 1 << 20
 OURS = re.compile('ValueError: (read_source|load_weights): ')
 NO_MEMORY = re.compile('MemoryError|bad_alloc|allocate')   # said by Python, C++ and torch when there is no more
-
-def saying(*parts, error=ValueError):
-    "Expect an error whose message has all `parts`, in this order"
-    return pytest.raises(error, match='(?s)' + '.*'.join(map(re.escape, parts)))
 
 def bits(state): return {n: (t.dtype, t.shape, number_bytes(t)) for n, t in state.items()}
 

@@ -9,15 +9,12 @@ import torchvision
 from huggingface_hub import constants
 from safetensors import safe_open
 from safetensors.torch import save
+from helpers import saying
 from hub import Hub
 from nbtransfer.networks import create_network, resnet9
 from nbtransfer.pretraining import task_learner
 from nbtransfer.tasks import DataMissing, digits
 from nbtransfer.weights import from_hub, load_weights, push_to_hub, read_source, save_weights, transfer_weights
-
-def saying(*parts, error=ValueError):
-    "Expect an error whose message has all `parts`, in this order"
-    return pytest.raises(error, match='(?s)' + '.*'.join(map(re.escape, parts)))
 
 @pytest.fixture(autouse=True)
 def on_this_machine(monkeypatch, tmp_path):

@@ -5,15 +5,14 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings, strategies as st
+from hypothesis import assume, given, strategies as st
+from helpers import some
 from nbtransfer.comparison import compare, paired_interval
 from nbtransfer.finetuning import lrs_by_group
 from nbtransfer.networks import article_cnn, resnet9
 from nbtransfer.pretraining import task_learner
 from nbtransfer.tasks import Task, digits, drop_twins, split_per_class
 from nbtransfer.weights import TransferError, load_weights, save_weights, transfer_weights
-
-def some(n): return settings(max_examples=n, deadline=None, derandomize=True)
 
 seeds = st.integers(0, 2**31)
 

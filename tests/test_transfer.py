@@ -7,13 +7,13 @@ import fastai.vision.all as fastai_vision
 import pytest
 import torch
 import torchvision
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
+from safetensors.torch import save
 from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch import nn
+from helpers import some
 from nbtransfer.networks import Residual, count_flops, create_network, flops_by_layer, resnet9, stages, tensors_of
 from nbtransfer.weights import TransferError, identity_start, read_source, transfer_weights
-
-def some(n): return settings(max_examples=n, deadline=None, derandomize=True)
 
 def fill(model, seed=0):
     "Random numbers everywhere, so that no two tensors are alike and BatchNorm's statistics matter"
@@ -443,3 +443,16 @@ def test_options_that_cannot_be_met_are_refused():
     with pytest.raises(ValueError, match='leave out only'): transfer_weights(one, target, grow=True, only=1)
     with pytest.raises(ValueError, match='min_share has to be'): transfer_weights(one, target, min_share=50)
     with pytest.raises(ValueError, match="no classes' names"): transfer_weights(one, target, head='names', vocab=['a'])
+
+def test_wrappers_inside_of_a_file_do_not_hide_its_names(tmp_path):
+    "Of a network whose parts were compiled one by one"
+    one, target = fill(resnet9(3, width=2)), resnet9(4, width=2)
+    state = {n.replace('stage1.', 'stage1._orig_mod.'): t for n, t in one.state_dict().items()}
+    (tmp_path/'a.safetensors').write_bytes(save(state))
+    receipt = transfer_weights(tmp_path/'a.safetensors', target)
+    assert receipt.share == 1 and 'body.stage1._orig_mod.down.conv.weight' in set(receipt.rows.source_tensor)
+
+def test_parts_are_chosen_by_the_name_of_a_layer():
+    one, target = fill(resnet9(3, width=2)), resnet9(4, width=2)
+    receipt = carry(one, target, only=['body.stem.conv', 'body.stage1.down.bn.weight'])
+    assert set(receipt.rows.tensor[receipt.rows.carried > 0]) == {'body.stem.conv.weight', 'body.stage1.down.bn.weight'}
