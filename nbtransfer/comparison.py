@@ -45,11 +45,11 @@ def paired_interval(
     return d.mean(), d.mean() - half, d.mean() + half
 
 # %% ../nbs/05_comparison.ipynb #strategies
-def _tuned(lr_max, n_frozen):
-    "A strategy that transfers and then fine-tunes; `n_frozen` is given the number of epochs"
+def _tuned(lr_max=None, **plan):
+    "A strategy that transfers and then fine-tunes, as `plan_phases` plans"
     def strategy(task, source, n_epochs, seed, bs, cbs):
         learn = transfer_learner(task, source, seed=seed, bs=bs, cbs=cbs)
-        return fine_tune(learn, n_epochs, lr_max or default_lr(learn.model), n_frozen(n_epochs))
+        return fine_tune(learn, n_epochs, lr_max or default_lr(learn.model), **plan)
     return strategy
 
 def _scratch(task, source, n_epochs, seed, bs, cbs):
@@ -60,10 +60,10 @@ def _scratch(task, source, n_epochs, seed, bs, cbs):
 
 STRATEGIES = {
     'scratch': _scratch,
-    'one rate': _tuned(None, lambda n: 0),
-    'head only': _tuned(1e-2, lambda n: n),
-    'head first': _tuned((2e-3, 1e-2), lambda n: None),
-    'discriminative': _tuned(slice(1e-3, 1e-2), lambda n: 0)}
+    'one rate': _tuned(schedule='together'),
+    'head only': _tuned(1e-2, schedule='together', only='head'),
+    'head first': _tuned((2e-3, 1e-2)),
+    'discriminative': _tuned(slice(1e-3, 1e-2), schedule='together')}
 
 # %% ../nbs/05_comparison.ipynb #budget
 def epochs_for(

@@ -6,8 +6,8 @@ Docs: https://nbtransfer.github.io/nbtransfer/weights.html.md"""
 
 # %% auto #0
 __all__ = ['TransferReceipt', 'Source', 'read_source', 'adapt_channels', 'channel_change', 'resize_positions', 'rows_by_name',
-           'widen', 'identity_start', 'TransferError', 'transfer_weights', 'save_weights', 'shipped_names', 'from_hub',
-           'push_to_hub', 'load_weights', 'pretrained']
+           'widen', 'identity_start', 'TransferError', 'transfer_weights', 'save_weights', 'digest', 'shipped_names',
+           'from_hub', 'push_to_hub', 'load_weights', 'pretrained']
 
 # %% ../nbs/03_weights.ipynb #imports
 import hashlib, html, io, json, math, os, pickletools, platform, re, zipfile
@@ -930,12 +930,14 @@ def save_weights(
     return path
 
 # %% ../nbs/03_weights.ipynb #write-file
-def _digest(state):
-    "sha256 over names, types, shapes and numbers of a state dict"
+def digest(
+    tensors:dict, # name → tensor of any shape, type and device, such as a state dict
+)->str:           # 64 hexadecimal digits
+    "Hash names, types, shapes and numbers with sha256: equal digests mean equal bits"
     sha = hashlib.sha256()
-    for n, t in sorted(state.items()):
+    for n, t in sorted(tensors.items()):
         sha.update(f'{n} {t.dtype} {tuple(t.shape)}'.encode())
-        sha.update(t.reshape(-1).view(torch.uint8).numpy() if t.numel() else b'')
+        sha.update(t.detach().cpu().reshape(-1).view(torch.uint8).numpy() if t.numel() else b'')
     return sha.hexdigest()
 
 def _seal(card):
@@ -945,7 +947,7 @@ def _seal(card):
 
 def _write_file(path, state, card):
     "Write tensors and card, both hashed, in one file"
-    card = json.loads(json.dumps({**card, 'sha256': _digest(state)}))
+    card = json.loads(json.dumps({**card, 'sha256': digest(state)}))
     card['card_sha256'] = _seal(card)
     with write_whole(path) as f: f.write(save(state, metadata=dict(card=json.dumps(card))))
 
@@ -964,7 +966,7 @@ def _of_file(path, label):
     except Exception as e:   # a hostile file can make a parser raise anything
         raise ValueError(f'read_source: a file of weights is needed; {path} is not one or is cut '
                          f'short ({type(e).__name__}: {e}): fetch it again') from e
-    if card and card.get('sha256') != _digest(state):
+    if card and card.get('sha256') != digest(state):
         raise ValueError(f'read_source: the tensors in {path} are not those its card was written '
                          'for; fetch the file again')
     if card and card.get('card_sha256') != _seal(card):

@@ -15,7 +15,7 @@ from nbtransfer.finetuning import transfer_learner
 from nbtransfer.networks import create_network, resnet9
 from nbtransfer.pretraining import task_learner
 from nbtransfer.tasks import DataMissing, cifar10, cifar100, digits, image_folder, letters, split_per_class, task_named
-from nbtransfer.weights import _digest, _seal, load_weights, pretrained, save_weights, transfer_weights
+from nbtransfer.weights import _seal, digest, load_weights, pretrained, save_weights, transfer_weights
 
 def tree(folder): return {str(o.relative_to(folder)): o.is_file() and o.read_bytes() for o in folder.rglob('*')}
 
@@ -283,7 +283,7 @@ def with_card(card):
     "A file with this card; the hashes of a dict are made right where it does not give them"
     state = tensors()
     if isinstance(card, dict) and card:
-        card = dict(sha256=_digest(state)) | card
+        card = dict(sha256=digest(state)) | card
         card |= dict(card_sha256=_seal(card))
     return save(state, metadata=dict(card=card if isinstance(card, str) else json.dumps(card)))
 

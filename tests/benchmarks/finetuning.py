@@ -1,0 +1,131 @@
+"""What fine-tuning costs, as ratios within one run. Run by hand, on an idle machine:
+
+    python tests/benchmarks/finetuning.py
+
+Needs CIFAR-10 and CIFAR-100, which fastai downloads. A source is trained on CIFAR-10; the target is CIFAR-100 with `--per-class`
+labels of each class. Contenders run one after the other within each repeat; ratios are medians over repeats."""
+import argparse, time
+from functools import partial
+from pathlib import Path
+from statistics import median
+import pandas as pd
+import torch
+from fastai.vision.all import Callback, CancelTrainException, CrossEntropyLossFlat, Learner, accuracy
+from fastprogress import fastprogress
+from nbtransfer.all import (Inspector, Quiet, SkipValid, body_features, cifar10, cifar100, compute_settings, fine_tune, freeze,
+    head_learner, layer_groups, linear_probe, pretrain, read_source, save_weights, stages, transfer_learner)
+
+fastprogress.NO_BAR = True
+
+class Stop(Callback):
+    "End an epoch after `n` steps"
+    def __init__(self, n): self.n = n
+    def after_batch(self):
+        if self.training and self.iter + 1 >= self.n: raise CancelTrainException
+
+def seconds(f):
+    start = time.perf_counter()
+    f()
+    return time.perf_counter() - start
+
+def repeated(repeats, runs):
+    "Seconds of each run, `name` → list; the first round is to warm up"
+    times = {name: [] for name in runs}
+    for i in range(repeats + 1):
+        for name, run in runs.items():
+            s = run()
+            if i: times[name].append(s)
+    return times
+
+def ratio(times, a, b): return median(x / y for x, y in zip(times[a], times[b]))
+
+def head_training(task, source, args):
+    "Ten epochs of the head: frozen with fastai, frozen with ours, and on features computed once"
+    def learner(*cbs):
+        compute = compute_settings(precision=torch.float32)
+        return transfer_learner(task, source, compute=compute, cbs=[Quiet(), *cbs])
+    def theirs(*cbs):
+        learn = learner()
+        plain = Learner(learn.dls, learn.model, loss_func=CrossEntropyLossFlat(), metrics=accuracy, splitter=layer_groups,
+                        cbs=[Quiet(), *cbs])
+        plain.freeze()
+        return seconds(partial(plain.fit_one_cycle, 10, 1e-2))
+    def ours(*cbs):
+        learn = learner(*cbs)
+        freeze(learn)
+        return seconds(partial(learn.fit_one_cycle, 10, 1e-2))
+    def cached(*cbs):
+        learn = learner()
+        return seconds(lambda: head_learner(learn, cbs=[Quiet(), *cbs]).fit_one_cycle(10, 1e-2))
+    runs = {'fastai freeze': theirs, 'freeze': ours, 'head_learner': cached}
+    runs |= {f'{k}, no validation': partial(f, SkipValid()) for k, f in runs.items()}
+    times = repeated(args.repeats, runs)
+    for name in runs:
+        base = 'fastai freeze' + ', no validation' * name.endswith('validation')
+        print(f'  ten head epochs, {name}: {median(times[name]):.2f} s, {ratio(times, base, name):.1f} times as fast as fastai')
+    learn = learner()
+    head_learner(learn, cbs=[Quiet()]).fit_one_cycle(2, 1e-2)
+    own = learn.model.head(body_features(learn, 'valid').feats[0]).softmax(1)
+    print(f'  predictions: largest difference {(learn.get_preds()[0] - own).abs().max():.1e}')
+
+def to_accuracy(task, source, args):
+    "Seconds of the shortest fine-tuning that is as good as ten epochs from scratch"
+    made = {k: v for k, v in source.card['arch']['kwargs'].items() if k != 'n_classes'}
+    rows = []
+    for seed in range(args.seeds):
+        few = task.subset(args.per_class, seed)
+        cbs = [Quiet(), SkipValid()]
+        start = time.perf_counter()
+        scratch = pretrain(few, source.card['arch']['name'], 10, seed=seed, cbs=cbs, **made)
+        time_s, goal = time.perf_counter() - start, scratch.validate(1)[1]
+        for n_epochs in range(1, 11):
+            learn = transfer_learner(few, source, seed=seed, cbs=cbs)
+            own_s = seconds(partial(fine_tune, learn, n_epochs, schedule='together'))
+            acc = learn.validate(1)[1]
+            if acc >= goal: break
+        learn = transfer_learner(few, source, seed=seed, cbs=cbs)
+        probe_s = seconds(lambda: head_learner(learn, cbs=cbs).fit_one_cycle(10, 1e-2))
+        rows.append((seed, 100 * goal, time_s, n_epochs, 100 * acc, own_s, own_s / time_s, 100 * learn.validate(1)[1],
+                     probe_s / time_s))
+    columns = ['seed', 'scratch %', 's', 'epochs', 'transfer %', 's ', 'share', 'head on features %', 'share ']
+    print(pd.DataFrame(rows, columns=columns).round(2).to_string(index=False))
+
+def inspector(task, source, args):
+    "A step with and without the inspector"
+    def run(*cbs):
+        learn = transfer_learner(task, source, cbs=[Quiet(), SkipValid(), Stop(args.steps), *cbs])
+        return seconds(partial(learn.fit_one_cycle, 1, 1e-3))
+    times = repeated(args.repeats, {'without': run, 'with': partial(run, Inspector())})
+    print(f'  inspector: {ratio(times, "with", "without") - 1:+.1%} of a step')
+
+def frozen(task, source, args):
+    "A step with more and more stages frozen"
+    names = [s.name for s in stages(transfer_learner(task, source).model)]
+    def run(upto):
+        learn = transfer_learner(task, source, cbs=[Quiet(), SkipValid(), Stop(args.steps)])
+        freeze(learn, upto)
+        return seconds(partial(learn.fit_one_cycle, 1, 1e-3))
+    times = repeated(args.repeats, {i: partial(run, i) for i in range(len(names))})
+    print('  a step, frozen up to:', ', '.join(f'{n} {ratio(times, i, 0):.2f}' for i, n in enumerate(names)))
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--arch', nargs='+', default=['article_cnn', 'resnet9'])
+    parser.add_argument('--sources', type=Path, help='folder to keep the sources in, and to find them')
+    parser.add_argument('--parts', nargs='+', default=['head_training', 'to_accuracy', 'inspector', 'frozen'])
+    for name, default in dict(per_class=50, repeats=3, seeds=3, steps=20, source_epochs=3).items():
+        parser.add_argument(f'--{name.replace("_", "-")}', type=int, default=default)
+    args = parser.parse_args()
+    print(f'{compute_settings()}, {torch.get_num_threads()} threads, {args.per_class} labels a class')
+    for arch in args.arch:
+        file = args.sources and args.sources/f'src_{arch}.safetensors'
+        if file and file.exists(): source = read_source(file)
+        else:
+            learn = pretrain(cifar10(), arch, args.source_epochs, cbs=[Quiet(), SkipValid()])
+            if file: save_weights(learn, file)
+            source = read_source(learn)
+        few = cifar100().subset(args.per_class)
+        print(f'{arch}, from {source.label}')
+        for part in args.parts:
+            task = cifar100() if part == 'to_accuracy' else few
+            {f.__name__: f for f in (head_training, to_accuracy, inspector, frozen)}[part](task, source, args)
