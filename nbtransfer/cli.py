@@ -60,7 +60,9 @@ def _add_options(command, run):
     add('--size', 32, 'height and width of pictures from a folder, in pixels', 'PX')
     flag('--convert', 'convert grey, transparent and 16-bit pictures of a folder')
     flag('--skip-bad', 'leave out files of a folder that cannot be decoded')
+    if run is not _compare: flag('--resume', 'go on with a run in --out that was cut off')
 
+# %% ../nbs/15_cli.ipynb #budget-options
 def _add_budget(add, run):
     "How much of what is trained, and how often"
     passes = 'passes over the training pictures'
@@ -83,7 +85,7 @@ def _check_out(args):
     there = next(p for p in (args.out, *args.out.absolute().parents) if p.exists())
     if not there.is_dir():
         raise ValueError(f'a folder is needed for the results; {there} is a file: name another')
-    overwrite = getattr(args, 'overwrite', None)
+    overwrite = getattr(args, 'overwrite', None) or getattr(args, 'resume', None)
     if args.out.is_dir() and any(args.out.iterdir()) and not overwrite:
         raise ValueError(f'a new or empty folder is needed; {args.out} has files: name another' +
                          (' with --out, or pass --overwrite' if overwrite is not None else ''))
@@ -179,8 +181,15 @@ def _keep(nb, args, learn, stem, seed, half=False):
     print(f'seed {seed}: test accuracy {acc:.1f} %; weights in {path}', flush=True)
     return acc
 
-def _say_spread(accs):
-    "Mean and standard deviation, where there are several seeds"
+def _checkpoint(nb, args, seed):
+    "What `--resume` needs, written every ten minutes"
+    path = args.out/f'checkpoint-{seed}.safetensors'
+    if args.overwrite and not args.resume: path.unlink(missing_ok=True)
+    return nb.Checkpoint(path, resume=args.resume)
+
+def _finish(args, accs):
+    "Say mean and standard deviation, where there are several seeds; nothing is left to resume"
+    for f in args.out.glob('checkpoint-*.safetensors'): f.unlink()
     if len(accs) < 2: return
     print(f'{len(accs)} seeds: {mean(accs):.1f} ± {stdev(accs):.1f} % (mean ± sd)')
 
@@ -192,11 +201,11 @@ def _pretrain(args):
     for seed in range(args.seeds):
         few = _few(task, args, seed)
         learn = nb.pretrain(few, args.arch, args.epochs, bs=args.batch_size, seed=seed,
-                            cbs=_quiet(nb))
+                            cbs=[_checkpoint(nb, args, seed), *_quiet(nb)])
         stem = f'{args.arch.replace("/", "-")}-{task.name}'
         accs.append(_keep(nb, args, learn, stem, seed, half=True))
     _save_figure(args.out/'curves.png', nb.plot_curves(learn)[0])
-    _say_spread(accs)
+    _finish(args, accs)
 
 # %% ../nbs/15_cli.ipynb #finetune
 def _finetune(args):
@@ -207,14 +216,14 @@ def _finetune(args):
     for seed, few in enumerate(tasks):
         n_epochs = args.epochs or nb.epochs_for(few, 200, args.batch_size)
         arch = None if 'arch' in source.card else args.arch
-        learn = nb.transfer_learner(few, source, arch, bs=args.batch_size, seed=seed,
-                                    cbs=_quiet(nb))
+        cbs = [nb.Inspector(), _checkpoint(nb, args, seed), *_quiet(nb)]
+        learn = nb.transfer_learner(few, source, arch, bs=args.batch_size, seed=seed, cbs=cbs)
         if seed == 0: print(f'{learn.receipt}\nFine-tuning, {n_epochs} epochs', flush=True)
         nb.fine_tune(learn, n_epochs)
         accs.append(_keep(nb, args, learn, 'finetuned', seed))
     _write(args.out/'receipt.csv', lambda p: learn.receipt.rows.to_csv(p, index=False))
-    _save_figure(args.out/'learning-rates.png', nb.plot_group_lrs(learn))
-    _say_spread(accs)
+    _save_figure(args.out/'learning-rates.png', learn.inspector.plot('lr'))
+    _finish(args, accs)
 
 # %% ../nbs/15_cli.ipynb #compare
 def _compare(args):

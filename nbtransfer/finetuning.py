@@ -11,6 +11,7 @@ __all__ = ['SCHEDULES', 'transfer_learner', 'Inspector', 'KeepStill', 'freeze', 
 # %% ../nbs/04_finetuning.ipynb #imports
 import json, os, shutil, time, warnings
 from copy import copy
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from random import Random
@@ -202,28 +203,34 @@ class KeepStill(Callback):
                                f'moved, such as {moved[:3]}: look for a callback or a forward pass '
                                'that changes them')
 
-    def _adapting(self):
-        "BatchNorm layers of frozen stages that may move"
-        if self.batchnorm == 'still': return []
-        parts = [s for s in stages(self.model) if s.name in self.frozen]
-        return [o for s in parts for m in s.modules for o in m.modules() if isinstance(o, _BatchNorm)]
+# %% ../nbs/04_finetuning.ipynb #keep-still-state
+@patch
+def _adapting(self:KeepStill):
+    "BatchNorm layers of frozen stages that may move"
+    if self.batchnorm == 'still': return []
+    layers = (m for s in stages(self.model) if s.name in self.frozen for m in s.modules)
+    return [o for m in layers for o in m.modules() if isinstance(o, _BatchNorm)]
 
-    def _digests(self):
-        "A hash of each tensor that must not move"
-        free = {id(t) for m in self._adapting() for t in m.buffers()}
-        if self.batchnorm == 'train': free |= {id(p) for m in self._adapting() for p in m.parameters()}
-        held, still = self.model.state_dict(keep_vars=True), tensors_of(self.model, self.frozen)
-        return {n: digest({n: held[n]}) for n in sorted(still) if id(held[n]) not in free}
+@patch
+def _digests(self:KeepStill):
+    "A hash of each tensor that must not move"
+    layers = self._adapting()
+    free = {id(t) for m in layers for t in m.buffers()}
+    if self.batchnorm == 'train': free |= {id(p) for m in layers for p in m.parameters()}
+    held, still = self.model.state_dict(keep_vars=True), tensors_of(self.model, self.frozen)
+    return {n: digest({n: held[n]}) for n in sorted(still) if id(held[n]) not in free}
 
-    def state_dict(self)->dict: # for a checkpoint
-        "Give the hashes"
-        return dict(before=self.before)
+@patch
+def state_dict(self:KeepStill)->dict: # for a checkpoint
+    "Give the hashes"
+    return dict(before=self.before)
 
-    def load_state_dict(self,
-        state:dict, # of `state_dict`
-    ):
-        "Take the hashes"
-        self.before = state['before']
+@patch
+def load_state_dict(self:KeepStill,
+    state:dict, # of `state_dict`
+):
+    "Take the hashes"
+    self.before = state['before']
 
 # %% ../nbs/04_finetuning.ipynb #freeze-fn
 def freeze(
@@ -241,6 +248,7 @@ def freeze(
         raise ValueError(f'freeze: upto must be in -{n}..{n-1}, or one of {names}; got {upto!r}')
     unfreeze(learn, names[upto:], batchnorm)
 
+# %% ../nbs/04_finetuning.ipynb #unfreeze
 def unfreeze(
     learn:Learner,    # of `transfer_learner`
     only:object=None, # names of the stages that train, the others are frozen; all train if None
@@ -254,8 +262,8 @@ def unfreeze(
         raise ValueError(f'unfreeze: stages among {names} are needed; got {only!r}')
     if batchnorm not in kinds:
         raise ValueError(f'freeze: batchnorm must be one of {kinds}; got {batchnorm!r}')
-    guard = next((cb for cb in learn.cbs if isinstance(cb, KeepStill)), None) or KeepStill()
-    if guard not in learn.cbs: learn.add_cb(guard)
+    if not hasattr(learn, 'keep_still'): learn.add_cb(KeepStill())
+    guard = learn.keep_still
     guard.frozen, guard.batchnorm = [n for n in names if n not in trained], batchnorm
     if learn.opt is None: learn.create_opt()
     learn.opt.clear_state()
@@ -316,13 +324,15 @@ def plan_phases(
     chosen = [n for n in names if n in only]
     if not chosen or len(chosen) < len(set(only)):
         raise ValueError(f'plan_phases: stages among {names} are needed; got only={only}')
-    if n_epochs < 1: raise ValueError(f'plan_phases: 1 or more epochs are needed; got n_epochs={n_epochs}')
+    if n_epochs < 1:
+        raise ValueError(f'plan_phases: 1 or more epochs are needed; got n_epochs={n_epochs}')
     phases = _phases(n_epochs, chosen, schedule, n_frozen)
     rows = [dict(epochs=n, **{k: lrs[k] if k in trained else np.nan for k in names})
             for n, trained in phases]
     learn.plan = pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name='phase'))
     return learn.plan
 
+# %% ../nbs/04_finetuning.ipynb #phases
 def _phases(n_epochs, chosen, schedule, n_frozen):
     "Pairs of a number of epochs and the stages that train"
     if schedule not in SCHEDULES or (n_frozen is not None and schedule != 'head first'):
@@ -407,6 +417,20 @@ class Features:
         x, y = self.feats[self.view][positions], self.labels[positions]
         return x.to(device, non_blocking=True), y.to(device, non_blocking=True)
 
+# %% ../nbs/04_finetuning.ipynb #features-later
+class _Later(Features):
+    "Features that are computed when a batch is first asked for"
+    def __init__(self, learn, split, n):
+        self.find, self.n, self.found = partial(body_features, learn, split), n, None
+        self.vocab = list(learn.dls.vocab)
+        self.c = len(self.vocab)
+
+    def __len__(self): return self.n
+
+    def batch(self, *args):
+        self.found = self.found or self.find()
+        return self.found.batch(*args)
+
 class NextView(Callback):
     "Train each epoch on the next view of `Features`"
     def before_train(self):
@@ -449,7 +473,8 @@ class _Mapped:
 
     def open(self):
         "Features and labels; None if they are not there"
-        try: arrays = [np.load(f, mmap_mode='c') for f in (self.file, self.file.with_suffix('.labels'))]
+        files = self.file, self.file.with_suffix('.labels')
+        try: arrays = [np.load(f, mmap_mode='c') for f in files]
         except (OSError, ValueError): return None
         return [torch.from_numpy(o) for o in arrays]
 
@@ -498,6 +523,7 @@ def body_features(
     kept[split, n_views] = key, feats
     return feats
 
+# %% ../nbs/04_finetuning.ipynb #compute-features
 def _compute(learn, body, loader, n_views, seed, mapped, in_memory):
     "Features and labels of all pictures of a loader"
     dl = loader.new(shuffle=False, drop_last=False, bs=learn.dls[1].bs)
@@ -543,7 +569,8 @@ def head_learner(
     cbs:list=None,    # fastai callbacks
 )->Learner:           # of the head alone, which it shares with `learn`
     "Make a learner that trains a head on features that are computed once"
-    train, valid = body_features(learn, 'train', n_views, seed), body_features(learn, 'valid')
+    train = body_features(learn, 'train', n_views, seed)
+    valid = _Later(learn, 'valid', len(learn.dls[1].dataset))
     head, device = body_and_head(learn.model)[1].requires_grad_(True), learn.dls.device
     own = learn.dls.train
     loaders = [TaskDL(train, own.bs, shuffle=True, drop_last=own.drop_last, device=device),
@@ -589,10 +616,11 @@ def linear_probe(
     table = pd.DataFrame(rows, columns=['C', 'valid_accuracy', 'converged'])
     return table.assign(chosen=table.C == best[1])
 
+# %% ../nbs/04_finetuning.ipynb #set-head
 def _set_head(head, probe, mean, std):
     "Write a probe of standardised features into a linear layer for features as they are"
     weight, bias = (torch.as_tensor(o).to(mean) for o in (probe.coef_, probe.intercept_))
-    if len(weight) == 1: weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+    if len(weight) == 1: weight, bias = (torch.cat([-o, o]) / 2 for o in (weight, bias))
     with torch.no_grad():
         head.weight.copy_(weight / std)
         head.bias.copy_(bias - weight / std @ mean)

@@ -261,8 +261,9 @@ class StopOnNaN(Callback):
     def before_backward(self):
         if hasattr(self.learn, 'lr_finder') or torch.isfinite(self.loss).all(): return
         where = _where_not_finite(self.learn)
-        kept = [str(cb.file) for cb in self.learn.cbs if isinstance(cb, Checkpoint) and cb.file.exists()]
-        last = f'the last good checkpoint is {kept[0]}' if kept else 'no checkpoint was kept'
+        kept = [cb.file for cb in self.learn.cbs if isinstance(cb, Checkpoint)]
+        last = [f'the last good checkpoint is {f}' for f in kept if f.exists()]
+        last = last[0] if last else 'no checkpoint was kept'
         lr = max(h['lr'] for h in self.opt.hypers)
         raise RuntimeError(f'StopOnNaN: a finite loss is needed; got {self.loss.item()} at step '
                            f'{self.train_iter} (epoch {self.epoch}), where {where}; {last}: lower '
@@ -437,7 +438,9 @@ def _read_checkpoint(path):
 class _Jump(Callback):
     "Begin a fit at a later epoch; `entered` says whether any epoch was begun"
     order = -100   # before all others
-    def __init__(self, n_epochs, first): self.n_epochs, self.first, self.entered = n_epochs, first, False
+    def __init__(self, n_epochs, first):
+        self.n_epochs, self.first, self.entered = n_epochs, first, False
+
     def before_epoch(self):
         self.entered, self.learn.n_epoch = True, self.n_epochs
         self.learn.epoch += self.first
@@ -448,13 +451,13 @@ class Checkpoint(Callback):
     order = 100   # after all others
     def __init__(self,
         path:Path,            # of the file; its folder is made
-        every_steps:int=None, # training steps between two writings; `every_min` alone counts if None
+        every_steps:int=None, # training steps between two writings; only minutes count if None
         every_min:float=10.,  # minutes between two writings
         resume:bool=False,    # whether to go on from the file, if it is there
     ):
         """Read the file, if it is there
 
-        Raises `RuntimeError` if it is there and `resume` is False, `ValueError` if it is damaged."""
+        Raises `RuntimeError` if it is there and `resume` False, `ValueError` if it is damaged."""
         if every_steps is not None and every_steps < 1 or every_min <= 0:
             raise ValueError('Checkpoint: 1 or more steps, and more than 0 minutes, are needed; '
                              f'got every_steps={every_steps}, every_min={every_min}')
@@ -465,47 +468,54 @@ class Checkpoint(Callback):
         self.found = _read_checkpoint(self.file) if self.file.exists() else None
         self.n_fits, self.trains, self.jump = 0, False, None
 
-    def before_fit(self):
-        self.run, self.trains = not hasattr(self.learn, 'lr_finder'), False
-        if not self.run or not self.found: return
-        fit, epoch, batch = self.found['place']
-        skips = self.learn.n_epoch if self.n_fits < fit or batch is None else epoch
-        self.jump = _Jump(self.learn.n_epoch, skips)
-        self.learn.add_cb(self.jump)
-        self.learn.n_epoch -= skips
+# %% ../nbs/02_pretraining.ipynb #checkpoint-events
+@patch
+def before_fit(self:Checkpoint):
+    self.run, self.trains = not hasattr(self.learn, 'lr_finder'), False
+    if not self.run or not self.found: return
+    fit, epoch, batch = self.found['place']
+    skips = self.learn.n_epoch if self.n_fits < fit or batch is None else epoch
+    self.jump = _Jump(self.learn.n_epoch, skips)
+    self.learn.add_cb(self.jump)
+    self.learn.n_epoch -= skips
 
-    def before_train(self):   # `validate` has none
-        if not self.trains: self.trains, self.written = True, (0, time.monotonic())
-        if self.found:
+@patch
+def before_train(self:Checkpoint):   # `validate` has none
+    if not self.trains: self.trains, self.written = True, (0, time.monotonic())
+    if self.found:
+        self._check()
+        self._set_random(self.found['begun'])
+    self.begun = self._random()
+
+@patch
+def before_batch(self:Checkpoint):
+    if self.training and self.found: raise CancelBatchException
+
+@patch
+def after_batch(self:Checkpoint):
+    if not self.training: return
+    if self.found:
+        if self.iter + 1 == self.found['place'][2]: self._restore()
+        return
+    n, since = self.written
+    self.written = n + 1, since
+    if n + 1 == self.every_steps or time.monotonic() - since > self.every_s:
+        self._save(self.iter + 1)
+
+# %% ../nbs/02_pretraining.ipynb #checkpoint-after-fit
+@patch
+def after_fit(self:Checkpoint):
+    jump, self.jump = self.jump, None
+    if jump:
+        self.learn.remove_cb(jump)
+        self.learn.n_epoch = jump.n_epochs
+    if jump and not jump.entered:   # a fit that was finished
+        if self.n_fits == self.found['place'][0]:
             self._check()
-            self._set_random(self.found['begun'])
-        self.begun = self._random()
-
-    def before_batch(self):
-        if self.training and self.found: raise CancelBatchException
-
-    def after_batch(self):
-        if not self.training: return
-        if self.found:
-            if self.iter + 1 == self.found['place'][2]: self._restore()
-            return
-        n, since = self.written
-        self.written = n + 1, since
-        if n + 1 == self.every_steps or time.monotonic() - since > self.every_s:
-            self._save(self.iter + 1)
-
-    def after_fit(self):
-        jump, self.jump = self.jump, None
-        if jump:
-            self.learn.remove_cb(jump)
-            self.learn.n_epoch = jump.n_epochs
-        if jump and not jump.entered:   # a fit that was finished
-            if self.n_fits == self.found['place'][0]:
-                self._check()
-                self._restore()
-        elif self.trains: self._save(None)
-        else: return
-        self.n_fits, self.trains = self.n_fits + 1, False
+            self._restore()
+    elif self.trains: self._save(None)
+    else: return
+    self.n_fits, self.trains = self.n_fits + 1, False
 
 # %% ../nbs/02_pretraining.ipynb #checkpoint-state
 @patch
@@ -532,6 +542,7 @@ def _check(self:Checkpoint):
             raise ValueError(f'Checkpoint: the run of {self.file} is needed, with {what} {then}; '
                              f'got {now}: run the same code again, or pass another path')
 
+# %% ../nbs/02_pretraining.ipynb #checkpoint-write
 @patch
 def _save(self:Checkpoint, batch):
     "Write the state after `batch` batches of this epoch, or of a finished fit if None"
@@ -561,7 +572,7 @@ def _restore(self:Checkpoint):
 
 # %% ../nbs/02_pretraining.ipynb #early-stop
 class EarlyStop(EarlyStoppingCallback):
-    "Stop when a value measured on `valid` improves no more, and go back to the best epoch's weights"
+    "Stop when a value on `valid` improves no more, and go back to the best epoch's weights"
     def __init__(self,
         monitor:str='valid_loss', # or the name of a metric
         patience:int=3,           # epochs without improvement before stopping
@@ -598,12 +609,15 @@ class EarlyStop(EarlyStoppingCallback):
         self.kept = None
         super().after_fit()
 
-    def state_dict(self)->dict: # for a checkpoint
-        "Give the best value, the epochs waited since, and the best weights"
-        return dict(best=self.best, wait=self.wait, kept=self.kept)
+# %% ../nbs/02_pretraining.ipynb #early-state
+@patch
+def state_dict(self:EarlyStop)->dict: # for a checkpoint
+    "Give the best value, the epochs waited since, and the best weights"
+    return dict(best=self.best, wait=self.wait, kept=self.kept)
 
-    def load_state_dict(self,
-        state:dict, # of `state_dict`
-    ):
-        "Take what `state_dict` gave"
-        self.best, self.wait, self.kept = state['best'], state['wait'], state['kept']
+@patch
+def load_state_dict(self:EarlyStop,
+    state:dict, # of `state_dict`
+):
+    "Take what `state_dict` gave"
+    self.best, self.wait, self.kept = state['best'], state['wait'], state['kept']

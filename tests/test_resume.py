@@ -1,0 +1,650 @@
+"""Runs that are cut off anywhere and go on as if nothing had happened; runs that stop by themselves
+
+Most are cut off by an exception at an event of fastai's training loop, a fresh learner going on; some processes are killed."""
+import json, os, random, struct
+from collections import OrderedDict
+from contextlib import contextmanager
+from functools import cache, partial
+from io import BytesIO
+import numpy as np, pytest, torch
+from fastai.callback.core import Callback
+from fastai.callback.mixup import CutMix, MixUp
+from fastai.callback.schedule import lr_find  # gives Learner its `lr_find`
+from fastai.callback.training import GradientAccumulation
+from fastai.data.core import DataLoaders
+from fastai.learner import Learner, Metric
+from fastai.losses import CrossEntropyLossFlat
+from fastai.metrics import accuracy
+from fastai.optimizer import SGD, Adam, OptimWrapper, ranger
+from fastai.torch_core import set_seed
+from fastai.vision.augment import aug_transforms
+from hypothesis import given, strategies as st
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load, save
+from torch import nn
+from helpers import ROOT, run_ok, saying, some
+from nbtransfer import pretraining
+from nbtransfer.finetuning import Inspector, fine_tune, transfer_learner
+from nbtransfer.networks import article_cnn, create_network, resnet9
+from nbtransfer.pretraining import Checkpoint, EarlyStop, Quiet, SkipValid, compute_settings, pretrain, task_learner
+from nbtransfer.tasks import digits, image_folder
+
+plain = compute_settings(precision=torch.float32)
+few = digits().subset(5)   # 3 batches of 16 an epoch
+few.splits['valid'] = few.splits['valid'][::5]
+
+# What runs end with, and how they are cut off
+
+def bits(o):
+    "Anything as lists, numbers and bytes that can be compared"
+    if isinstance(o, torch.Tensor):
+        stride = [s for s, n in zip(o.stride(), o.shape) if n > 1]
+        return [str(o.dtype), list(o.shape), stride, o.detach().contiguous().view(-1).numpy().tobytes()]
+    if isinstance(o, np.ndarray): return o.tolist()
+    if isinstance(o, dict): return [[k, bits(v)] for k, v in o.items()]
+    if isinstance(o, (str, int, float, type(None))): return o
+    return [bits(v) for v in o]
+
+def end(learn):
+    "What a run ends with: weights, the optimiser's averages, what was recorded, and random numbers still to come"
+    kept = {k: getattr(learn.recorder, k) for k in ('values', 'losses', 'lrs', 'iters')}
+    generators = random.getstate(), np.random.get_state(), torch.get_rng_state(), learn.dls.train.rng.getstate()
+    rows = learn.curves.rows if hasattr(learn, 'curves') else []
+    return dict(model=bits(learn.model.state_dict()), opt=bits(learn.opt.state_dict()), rows=bits(rows), random=bits(generators),
+                **{k: bits(o) for k, o in kept.items()})
+
+def differing(a, b): return [k for k in a if a[k] != b[k]]
+
+class Cut(Callback):
+    "Raise as Ctrl-C does, at an event of a given number or the `n`th of a given name; before or after all other callbacks"
+    def __init__(self, at=None, n=0, order=200): self.at, self.left, self.order, self.seen = at, n, order, 0
+    def __call__(self, event):
+        self.seen += 1
+        if event == self.at: self.left -= 1
+        if self.seen == self.at or event == self.at and self.left < 0: raise KeyboardInterrupt
+
+def again_and_again(train, path, cuts, every_steps=2):
+    "Cut a run off at each of `cuts`, a fresh learner going on each time, until it ends"
+    for i, cut in enumerate([*cuts, Cut()]):
+        set_seed(1000 + i)   # another process
+        try: return train(Checkpoint(path, every_steps, resume=True), cut)
+        except KeyboardInterrupt: pass
+
+def uncut(train):
+    "What a run ends with that is not cut off, and the number of its events"
+    cut = Cut()
+    set_seed(1000)
+    return end(train(cut)), cut.seen
+
+archs = dict(article_cnn=('article_cnn', {}), resnet9=('resnet9', dict(width=8)),
+    convnext=('timm/convnext_atto', dict(depths=(1, 1, 1, 1), dims=(8, 16, 16, 32), drop_path_rate=.2)),
+    vit=('timm/vit_tiny_patch16_224', dict(img_size=32, patch_size=8, depth=2, embed_dim=48, num_heads=3, proj_drop_rate=.1)),
+    tiny=('resnet9', dict(width=2)))
+
+@cache
+def source(name): return create_network(archs[name][0], 26, **archs[name][1])
+
+def carried(name, *cbs, bs=16, augment=True):
+    return transfer_learner(few, source(name), bs=bs, augment=augment, cbs=[Quiet(), *cbs], compute=plain)
+
+def tuned(name, schedule, n_epochs, *cbs, **kwargs):
+    return fine_tune(carried(name, *cbs, **kwargs), n_epochs, schedule=schedule)
+
+# Cut off at any moment
+
+schedules = {'head first': 3, 'gradual': 4}
+
+@cache
+def uncut_tuning(name, schedule, n_epochs): return uncut(partial(tuned, name, schedule, n_epochs))
+
+@pytest.mark.parametrize('schedule', schedules)
+@pytest.mark.parametrize('name', ['article_cnn', 'resnet9', 'convnext', 'vit'])
+def test_fine_tuning_cut_off_in_any_phase(name, schedule, tmp_path):
+    "Networks with BatchNorm, dropout, stochastic depth; pictures augmented; several cuts in one run"
+    train, rng = partial(tuned, name, schedule, schedules[schedule]), random.Random(f'{name} {schedule}')
+    whole, n_events = uncut_tuning(name, schedule, schedules[schedule])
+    cuts = [Cut(rng.randint(1, n_events), order=rng.choice([-200, 200])) for _ in range(4)]
+    assert differing(end(again_and_again(train, tmp_path/'run', cuts, rng.randint(1, 4))), whole) == []
+
+moments = {   # of head first: one epoch of 3 steps, then two
+    'before the first fit': ('before_fit', 0), 'first step of all': ('before_batch', 0), 'first step': ('after_batch', 0),
+    'second step, half done': ('before_step', 1), 'last step of an epoch': ('after_batch', 2), 'end of training': ('after_train', 0),
+    'validation begins': ('before_validate', 0), 'during validation': ('after_batch', 3), 'validation ends': ('after_validate', 0),
+    'end of an epoch': ('after_epoch', 0), 'end of a fit': ('after_fit', 0), 'next fit begins': ('before_fit', 1),
+    'first step of the next fit': ('after_batch', 4), 'last step of its first epoch': ('after_batch', 6),
+    'between its epochs': ('before_epoch', 2), 'last step of all': ('after_batch', 10), 'last validation': ('before_validate', 2),
+    'end of all': ('after_fit', 1)}
+
+@pytest.mark.parametrize('every_steps, order', [(1, -200), (2, 200)], ids=['before the others', 'after the others'])
+@pytest.mark.parametrize('moment', moments)
+def test_each_moment(moment, order, every_steps, tmp_path):
+    train, cut = partial(tuned, 'tiny', 'head first', 3), Cut(*moments[moment], order)
+    resumed = again_and_again(train, tmp_path/'run', [cut], every_steps)
+    assert cut.left == -1 and differing(end(resumed), uncut_tuning('tiny', 'head first', 3)[0]) == []
+
+@some(10)
+@given(st.lists(st.tuples(st.integers(1, 180), st.sampled_from([-200, 200])), min_size=1, max_size=4), st.integers(1, 4))
+def test_cut_off_again_and_again(tmp_path_factory, cuts, every_steps):
+    path, train = tmp_path_factory.mktemp('cuts')/'run', partial(tuned, 'tiny', 'gradual', 5)
+    whole, n_events = uncut_tuning('tiny', 'gradual', 5)
+    assert n_events >= 180
+    resumed = again_and_again(train, path, [Cut(at, order=order) for at, order in cuts], every_steps)
+    assert differing(end(resumed), whole) == []
+
+def of_layers(*layers): return nn.Sequential(OrderedDict(body=nn.Sequential(*layers[:-1]), head=layers[-1]))
+
+def with_dropout():
+    layers = nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout2d(.2), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Dropout()
+    return of_layers(*layers, nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)))
+
+def of_a_learner(learn):
+    learn.fit_one_cycle(3, 5e-3)
+    return learn
+
+def pretrained(*cbs, compute=plain, **kwargs):
+    return pretrain(few, 'resnet9', 3, bs=16, width=2, compute=compute, cbs=[Quiet(), *cbs], **kwargs)
+
+def own_learner(*cbs, model=with_dropout, task=few, **kwargs):
+    set_seed(0)
+    return task_learner(task, model(), bs=16, compute=plain, cbs=[Quiet(), *cbs], **kwargs)
+
+def of_files(path, *cbs):
+    "Decoded by other processes, two batches an epoch"
+    learn = own_learner(*cbs, model=pet_network, task=file_task(path/'pets'))
+    learn.fit_one_cycle(2, 5e-3)
+    return learn
+
+def write_folder(path, n=46):
+    "Two classes of small pictures in files"
+    rng = np.random.default_rng(0)
+    for i in range(n):
+        file = path/('cat', 'dog')[i % 2]/f'{i:02}.png'
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(file)
+    return path
+
+pet_network = partial(resnet9, 2, width=2)
+
+@cache
+def file_task(path): return image_folder(write_folder(path), 16, valid_frac=.2, in_memory=False)
+
+chances = {   # runs that draw from one generator or another
+    'augmented pretraining': lambda path, *cbs: pretrained(*cbs),
+    'bfloat16': lambda path, *cbs: pretrained(*cbs, compute=compute_settings(precision=torch.bfloat16)),
+    'dropout': lambda path, *cbs: of_a_learner(own_learner(*cbs)),
+    'mixup': lambda path, *cbs: pretrained(*cbs, MixUp()),
+    'cutmix': lambda path, *cbs: pretrained(*cbs, CutMix()),
+    "fastai's augmentation": lambda path, *cbs: pretrained(*cbs, augment=aug_transforms()),
+    'all of that in phases': lambda path, *cbs: tuned('tiny', 'gradual', 3, *cbs, MixUp(), augment=aug_transforms()),
+    'pictures in files': of_files}
+
+@pytest.mark.parametrize('name', chances)
+def test_chance_is_the_same(name, tmp_path):
+    train, rng = partial(chances[name], tmp_path), random.Random(name)
+    whole, n_events = uncut(train)
+    assert differing(uncut(train)[0], whole) == [], 'the run itself cannot be repeated'
+    cuts = [Cut(rng.randint(n_events // 4, n_events), order=rng.choice([-200, 200])) for _ in range(3)]
+    assert differing(end(again_and_again(train, tmp_path/'run', cuts, rng.randint(1, 3))), whole) == []
+
+def test_steps_of_several_batches(tmp_path):
+    "fastai's GradientAccumulation: gradients of the batches before are part of a run too"
+    def train(*cbs): return pretrained(*cbs, GradientAccumulation(32))
+    whole, _ = uncut(train)
+    for n in (2, 5, 8): assert differing(end(again_and_again(train, tmp_path/f'{n}', [Cut('after_batch', n)], 1)), whole) == [], n
+
+SCRIPT = '''
+import os, random, signal, sys
+from fastai.callback.core import Callback
+from nbtransfer import pretraining
+from nbtransfer.finetuning import fine_tune, transfer_learner
+from nbtransfer.networks import resnet9
+from nbtransfer.pretraining import Checkpoint, Quiet, set_seed
+from nbtransfer.tasks import digits
+from nbtransfer.weights import digest
+
+class Kill(Callback):
+    order = 200
+    def __init__(self, step): self.left = step
+    def after_batch(self):
+        if not self.training: return
+        self.left -= 1
+        if self.left == 0: os.kill(os.getpid(), signal.SIGKILL)
+
+def kill_while_writing(n, sync=os.fsync):
+    calls = iter(range(n))
+    def fsync(f):
+        if next(calls, None) is None: os.kill(os.getpid(), signal.SIGKILL)
+        sync(f)
+    os.fsync = fsync
+
+def run(path, *cbs):
+    set_seed(0)
+    source = resnet9(26, width=2)
+    learn = transfer_learner(digits().subset(5), source, bs=16, cbs=[Quiet(), Checkpoint(path, every_steps=2, resume=True), *cbs])
+    fine_tune(learn, 10, schedule='gradual')
+    return digest(learn.model.state_dict())
+
+digits(), run('warm')
+rng = random.Random(0)
+for i in range(6):
+    if pid := os.fork():
+        status = os.waitpid(pid, 0)[1]
+        if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGKILL: sys.exit(f'{i} ended with {status}')
+        print('killed', i, os.path.exists('run'))
+    else:
+        if i % 2: kill_while_writing(rng.randint(1, 2))
+        run('run', *([] if i % 2 else [Kill(rng.randint(1, 4))]))
+        os._exit(0)
+print(run('run'), run('whole'))
+'''
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='no fork on this system')
+def test_killed_processes(tmp_path):
+    "Processes that the system kills, at a step or while they write, and the last one that runs to the end"
+    (tmp_path/'script.py').write_text(SCRIPT)
+    printed = run_ok(['python', '-W', 'ignore', 'script.py'], tmp_path, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1').splitlines()
+    resumed, whole = printed[-1].split()
+    assert resumed == whole and sum('killed' in line for line in printed) == 6
+    assert sum('goes on from run' in line for line in printed) >= 4, printed
+
+# What was recorded goes on too
+
+def tables_equal(a, b): return a.inspector.table().equals(b.inspector.table())
+
+@pytest.mark.parametrize('moment', ['second step, half done', 'last step of an epoch', 'end of a fit', 'next fit begins',
+    'first step of the next fit', 'between its epochs', 'last validation', 'end of all'])
+def test_inspector_goes_on(moment, tmp_path):
+    def train(*cbs): return tuned('tiny', 'head first', 3, *cbs, Inspector(2))
+    whole = train()
+    resumed = again_and_again(train, tmp_path/'run', [Cut(*moments[moment])], 1)
+    assert tables_equal(resumed, whole) and differing(end(resumed), end(whole)) == []
+    assert resumed.inspector.table().phase.unique().tolist() == [1, 2]
+
+class Given(Metric):
+    "A number for each epoch, whatever was learned"
+    name = 'given'
+    def __init__(self, values): self.values = values
+    def accumulate(self, learn): self.epoch = learn.epoch
+    @property
+    def value(self): return self.values[self.epoch]
+
+class Keep(Callback):
+    "Weights after each epoch"
+    order = 55
+    def __init__(self): self.states = []
+    def after_epoch(self): self.states.append({n: t.clone() for n, t in self.model.state_dict().items()})
+
+def stopping(*cbs, values, n_epochs=8, **kwargs):
+    learn = own_learner(Keep(), EarlyStop('given', **kwargs), *cbs)
+    learn.metrics = [accuracy, Given(values)]
+    learn.fit_one_cycle(n_epochs, 5e-3)
+    return learn
+
+def weights_are(learn, state): return all(torch.equal(t, state[n]) for n, t in learn.model.state_dict().items())
+
+bumpy = [.1, .5, .3, .2, .6, .6, .5, .4]   # best at 4; patience of 3 ends at 7, of 2 at 3
+
+@pytest.mark.parametrize('n_cuts', [1, 3])
+def test_early_stop_decides_the_same(n_cuts, tmp_path):
+    train, rng = partial(stopping, values=bumpy, patience=3), random.Random(n_cuts)
+    whole, n_events = uncut(train)
+    for i in range(2):
+        cuts = [Cut(rng.randint(n_events // 3, n_events)) for _ in range(n_cuts)]
+        resumed = again_and_again(train, tmp_path/f'{i}', cuts, 2)
+        assert differing(end(resumed), whole) == [] and len(resumed.recorder.values) == 8
+
+def test_early_stop_decides_the_same_on_loss(tmp_path):
+    def train(*cbs):
+        learn = own_learner(*cbs, EarlyStop(patience=1))
+        learn.fit(12, .05)
+        return learn
+    whole, n_events = uncut(train)
+    assert 1 < len(whole['values']) < 12
+    resumed = again_and_again(train, tmp_path/'run', [Cut(n_events * 2 // 3), Cut(n_events // 3)], 1)
+    assert differing(end(resumed), whole) == []
+
+@pytest.mark.parametrize('event, n', [('after_batch', 9), ('after_fit', 0), ('before_fit', 1), ('after_batch', 13), ('after_fit', 1)])
+def test_phases_that_stopped_early(event, n, tmp_path):
+    "Both phases stop before their last epoch, and neither is trained any further"
+    def train(*cbs):
+        learn = carried('tiny', *cbs, EarlyStop('given', patience=1))
+        learn.metrics = [Given([.5, .6, .1, .9, .9, .9])]
+        return fine_tune(learn, 10, n_frozen=5)
+    whole, _ = uncut(train)
+    assert len(whole['rows']) == 6
+    cut = Cut(event, n)
+    assert differing(end(again_and_again(train, tmp_path/'run', [cut], 2)), whole) == [] and cut.left == -1
+
+# Runs that were finished
+
+class CountSteps(Callback):
+    def __init__(self): self.n = 0
+    def after_step(self): self.n += 1
+
+bars = pytest.mark.parametrize('quiet', [True, False], ids=['quiet', 'progress bars'])
+
+def several_fits(path, *cbs, quiet=True):
+    "Three fits, with all that may stand between"
+    set_seed(0)
+    learn = task_learner(few, with_dropout(), 16, compute=plain, cbs=[Quiet()] * quiet + [*cbs])   # 3 batches an epoch
+    learn.path = path
+    learn.validate()
+    learn.fit_one_cycle(1, 5e-3)
+    learn.validate(2)
+    learn.get_preds()
+    learn.lr_find(num_it=6, show_plot=False)
+    learn.fit_one_cycle(2, 5e-3)
+    learn.get_preds(2)
+    learn.fit(1, 1e-3)
+    learn.validate()
+    return learn
+
+@bars
+def test_what_stands_between_fits_is_no_fit(quiet, tmp_path):
+    train = partial(several_fits, tmp_path, quiet=quiet)
+    whole, _ = uncut(train)
+    for moment in 'after_fit 1', 'before_fit 3', 'after_batch 9', 'after_batch 13', 'after_batch 18', 'after_fit 5', 'after_batch 22':
+        event, n = moment.split()
+        cut = Cut(event, int(n))
+        resumed = again_and_again(train, tmp_path/moment, [cut], 2)
+        assert cut.left == -1 and differing(end(resumed), whole) == [], moment
+        assert resumed.checkpoint.n_fits == 3
+
+@bars
+def test_finished_run_is_loaded(quiet, tmp_path):
+    counts = [CountSteps() for _ in range(3)]
+    ends = [end(several_fits(tmp_path, Checkpoint(tmp_path/'run', 2, resume=True), o, quiet=quiet)) for o in counts]
+    assert differing(ends[0], ends[1]) == differing(ends[0], ends[2]) == []
+    assert counts[0].n > counts[1].n == counts[2].n == 6   # of `lr_find`, which is no fit
+
+@bars
+def test_finished_phases_are_loaded(quiet, tmp_path):
+    counts, ends = [CountSteps() for _ in range(2)], []
+    for count in counts:
+        learn = transfer_learner(few, source('tiny'), bs=16, compute=plain,
+            cbs=[Quiet()] * quiet + [Checkpoint(tmp_path/'run', resume=True), count])
+        ends.append(end(fine_tune(learn, 4, schedule='gradual')))
+        acc = learn.validate()[1]
+        assert acc == learn.curves.rows[-1]['accuracy'] and len(learn.curves.rows) == 4
+    assert differing(*ends) == [] and [o.n for o in counts] == [12, 0]
+
+# A file that is whole or not there
+
+def names(path): return sorted(o.name for o in path.iterdir())
+
+@pytest.mark.parametrize('fault', ['packing', 'half written', 'not synced', 'not renamed'])
+def test_crash_while_writing_leaves_the_former_file(fault, tmp_path, monkeypatch):
+    path, train = tmp_path/'run', partial(tuned, 'tiny', 'head first', 3)
+    again_and_again(train, path, [Cut('after_batch', 4), Cut(1)], 1)
+    path.unlink()
+    with pytest.raises(KeyboardInterrupt): train(Checkpoint(path, 1), Cut('after_batch', 4))
+    former = path.read_bytes()
+    def fail(*args, **kwargs): raise OSError('No space left on device')
+    @contextmanager
+    def torn(path, whole=pretraining.write_whole):
+        with whole(path) as f:
+            class Half:
+                def write(self, data): f.write(data[:len(data) // 2]), fail()
+            yield Half()
+    with monkeypatch.context() as m:
+        if fault == 'packing': m.setattr(pretraining, 'save', fail)
+        if fault == 'half written': m.setattr(pretraining, 'write_whole', torn)
+        if fault == 'not synced': m.setattr(os, 'fsync', fail)
+        if fault == 'not renamed': m.setattr(type(path), 'replace', fail)
+        with saying('No space left', error=OSError): train(Checkpoint(path, 1, resume=True))
+    assert path.read_bytes() == former and names(tmp_path) == ['run']
+    assert differing(end(again_and_again(train, path, [])), uncut_tuning('tiny', 'head first', 3)[0]) == []
+
+def test_nothing_but_tensors_and_json_is_in_it(tmp_path):
+    path, cbs = tmp_path/'run', [EarlyStop(), Inspector(), Cut('after_batch', 8)]
+    with pytest.raises(KeyboardInterrupt): tuned('vit', 'head first', 3, Checkpoint(path, 1), *cbs)
+    with safe_open(path, 'pt') as f:
+        assert list(f.metadata()) == ['checkpoint']
+        json.loads(f.metadata()['checkpoint'])
+        shapes = {n: f.get_tensor(n) for n in f.keys()}
+    data = path.read_bytes()
+    n_head = struct.unpack('<Q', data[:8])[0]
+    places = sorted(o['data_offsets'] for n, o in json.loads(data[8:8 + n_head]).items() if n != '__metadata__')
+    assert [a for a, _ in places] == [0, *(b for _, b in places[:-1])], 'bytes that are of no tensor'
+    assert 8 + n_head + places[-1][1] == len(data) and len(places) == len(shapes)
+    assert b'PK\x03\x04' not in data[:8 + n_head] and not data.startswith(b'\x80')
+    with pytest.raises(Exception): torch.load(BytesIO(data), weights_only=False)
+
+@pytest.fixture
+def cut_off(tmp_path):
+    "A file of a run that was cut off in its second phase"
+    with pytest.raises(KeyboardInterrupt): tuned('tiny', 'head first', 3, Checkpoint(tmp_path/'run', 1), Cut('after_batch', 4))
+    return tmp_path/'run'
+
+def test_existing_file_is_refused(cut_off):
+    with saying('a file that is not there yet', str(cut_off), 'pass resume=True', error=RuntimeError): Checkpoint(cut_off)
+    cut_off.write_bytes(b'')
+    with saying('a file that is not there yet', error=RuntimeError): Checkpoint(cut_off)
+
+@pytest.mark.parametrize('every', [dict(every_steps=0), dict(every_steps=-1), dict(every_min=0)])
+def test_never_writing_is_refused(every, tmp_path):
+    with saying('1 or more steps'): Checkpoint(tmp_path/'run', **every)
+
+def refused(path, data):
+    path.write_bytes(data)
+    with saying('Checkpoint: a file that Checkpoint wrote is needed', str(path), 'delete it'): Checkpoint(path, resume=True)
+
+def test_damaged_file_is_refused(cut_off):
+    data = cut_off.read_bytes()
+    for n in [0, 1, 7, 8, 100, len(data) // 2, len(data) - 1]: refused(cut_off, data[:n])
+    refused(cut_off, data + b'0')
+    refused(cut_off, random.Random(0).randbytes(len(data)))
+    other = BytesIO()
+    torch.save(resnet9(2, width=1).state_dict(), other)
+    refused(cut_off, other.getvalue())
+    refused(cut_off, save(resnet9(2, width=1).state_dict()))
+
+@pytest.mark.parametrize('facts', ['{}', '{', '{"dict": 3}', '{"dict": [["place", 1]]}', '[]', '3', 'null'])
+def test_other_facts_are_refused(facts, cut_off):
+    refused(cut_off, save(load(cut_off.read_bytes()), metadata=dict(checkpoint=facts)))
+
+def test_changed_byte_is_refused(cut_off):
+    "One bit that turned, in names, facts or numbers"
+    data, rng, missed = cut_off.read_bytes(), random.Random(0), []
+    n_head = struct.unpack('<Q', data[:8])[0]
+    for at in [rng.randrange(8, 8 + n_head) for _ in range(30)] + [rng.randrange(8 + n_head, len(data)) for _ in range(30)]:
+        changed = bytearray(data)
+        changed[at] ^= 1
+        cut_off.write_bytes(changed)
+        try: Checkpoint(cut_off, resume=True)
+        except ValueError: pass
+        else: missed.append('facts' if at < 8 + n_head else 'numbers')
+    assert missed == []
+
+others = {   # runs that are not the one that was cut off
+    'more epochs': (lambda *cbs: tuned('tiny', 'head first', 5, *cbs), ('with epochs 2; got 4',)),
+    'fewer epochs': (lambda *cbs: tuned('tiny', 'head first', 2, *cbs), ('with epochs 2; got 1',)),
+    'other batches': (lambda *cbs: tuned('tiny', 'head first', 3, *cbs, bs=10), ('with batches 3; got 5',)),
+    'other network': (lambda *cbs: tuned('resnet9', 'head first', 3, *cbs), ('with parameters', '; got')),
+    'other first phase': (lambda *cbs: fine_tune(carried('tiny', *cbs), 4, n_frozen=2), ('with', 'got')),
+    'fewer fits': (lambda *cbs: tuned('tiny', 'together', 3, *cbs), ('with', 'got'))}
+
+@pytest.mark.parametrize('name', others)
+def test_another_run_is_refused(name, cut_off):
+    former, (train, parts) = cut_off.read_bytes(), others[name]
+    with saying(f'Checkpoint: the run of {cut_off} is needed', *parts): train(Checkpoint(cut_off, 1, resume=True))
+    assert cut_off.read_bytes() == former
+
+def test_another_network_of_the_same_size_is_refused(tmp_path):
+    def wide(*more): return of_layers(nn.AdaptiveAvgPool2d(2), nn.Flatten(), *more, nn.Linear(12, 12), nn.Linear(12, 10))
+    def train(*cbs, model): return of_a_learner(own_learner(*cbs, model=model))
+    path = tmp_path/'run'
+    with pytest.raises(KeyboardInterrupt): train(Checkpoint(path, 1), Cut('after_batch', 1), model=wide)
+    former = path.read_bytes()
+    with pytest.raises((ValueError, RuntimeError)): train(Checkpoint(path, 1, resume=True), model=partial(wide, nn.Identity()))
+    assert path.read_bytes() == former
+
+# Numbers that are none
+
+class Poison(Callback):
+    "Put NaN into weights, BatchNorm's statistics or pictures at a training step of a fit"
+    def __init__(self, what, step): self.what, self.step = what, step
+    def before_batch(self):
+        if not self.training or self.train_iter != self.step: return
+        if self.what == 'pictures': self.learn.xb = tuple(x * float('nan') for x in self.xb)
+        if self.what == 'weights': self.model[1].weight.data[0, 0] = float('nan')
+    def after_step(self):
+        if self.train_iter == self.step and self.what == 'weights after a step': self.model[1].weight.data[0, 0] = float('inf')
+
+def all_finite(path): return all(t.isfinite().all() for t in load(path.read_bytes()).values() if t.is_floating_point())
+def tensors(path): return bits(dict(sorted(load(path.read_bytes()).items())))
+
+@pytest.mark.parametrize('name', ['article_cnn', 'resnet9', 'convnext', 'vit'])
+@pytest.mark.parametrize('what', ['pictures', 'weights', 'weights after a step'])
+def test_nan_stops_and_what_was_good_goes_on(what, name, tmp_path):
+    path, train = tmp_path/'run', partial(tuned, name, 'head first', 3)
+    whole, _ = uncut_tuning(name, 'head first', 3)
+    for step in (1, 4):   # the second phase has 6, the first 3
+        with saying('StopOnNaN: a finite loss', f'the last good checkpoint is {path}: lower', error=RuntimeError):
+            train(Checkpoint(path, 1, resume=True), Poison(what, step))
+        assert all_finite(path)
+    assert differing(end(again_and_again(train, path, [])), whole) == []
+
+def test_nan_before_any_checkpoint(tmp_path):
+    with saying('StopOnNaN', 'at step 1 (epoch 0)', 'no checkpoint was kept', error=RuntimeError):
+        pretrained(Checkpoint(tmp_path/'run', 3), Poison('pictures', 1))
+    assert names(tmp_path) == []
+
+def bare(model, *cbs, opt_func=Adam, task=few, **kwargs):
+    "fastai's own learner, without the callbacks and the optimiser of this package"
+    set_seed(0)
+    return Learner(task.dls(16), model(), loss_func=CrossEntropyLossFlat(), metrics=accuracy, opt_func=opt_func,
+        cbs=[Quiet(), *cbs], **kwargs)
+
+@pytest.mark.parametrize('what', ['pictures', 'weights', 'weights after a step'])
+def test_bad_weights_are_never_written(what, tmp_path):
+    "Nothing stops this run; the file stays that of the last good step"
+    path, model, kept = tmp_path/'run', partial(resnet9, 10, width=2), []
+    of_a_learner(bare(model, Checkpoint(path, 1), Poison(what, 4)))
+    assert all_finite(path)
+    with pytest.raises(KeyboardInterrupt): of_a_learner(bare(model, Checkpoint(tmp_path/'good', 1), Cut('after_batch', 4)))
+    assert tensors(path) == tensors(tmp_path/'good')
+    of_a_learner(bare(model, Checkpoint(tmp_path/'none', 1), Poison(what, 0)))
+    assert names(tmp_path) == ['good', 'run']
+
+# Early stopping
+
+@pytest.mark.parametrize('patience, n_rows, best', [(1, 3, 1), (2, 4, 1), (3, 8, 4), (9, 8, 4)])
+def test_early_stop_ends_with_the_best_epoch(patience, n_rows, best):
+    learn = stopping(values=bumpy, patience=patience)
+    assert len(learn.recorder.values) == len(learn.curves.rows) == n_rows
+    assert weights_are(learn, learn.keep.states[best]) and not weights_are(learn, learn.keep.states[-1])
+    stopping_later = stopping(values=[0, .1, .15, .2, .3, .35, .4], n_epochs=7, patience=1, min_delta=.08)
+    assert len(stopping_later.recorder.values) == 3 and weights_are(stopping_later, stopping_later.keep.states[1])
+
+def test_nothing_else_stops_or_changes(tmp_path):
+    learn = stopping(values=bumpy, patience=1)
+    before, rows = bits(learn.model.state_dict()), list(learn.curves.rows)
+    learn.path = tmp_path
+    for _ in range(3):
+        learn.recorder.values.clear()
+        for split in (0, 1, 2): assert len(learn.validate(split)) == 3
+        learn.get_preds(2)
+    assert bits(learn.model.state_dict()) == before and learn.curves.rows == rows
+    learn.lr_find(num_it=6, show_plot=False)
+    assert bits(learn.model.state_dict()) == before
+    learn.metrics[1].values = [.9, .8, .7]
+    learn.fit(3, 1e-3)   # a new fit begins anew
+    assert len(learn.recorder.values) == 2 and not bits(learn.model.state_dict()) == before
+
+def test_early_stop_looks_at_valid_only():
+    for name in ('train_loss', 'train_accuracy'):
+        with saying('EarlyStop: a value measured on valid', f'got {name}'): EarlyStop(name)
+    with saying('EarlyStop: no_such after each epoch on valid is needed'): of_a_learner(own_learner(EarlyStop('no_such')))
+    with saying('left out by SkipValid'): of_a_learner(own_learner(EarlyStop(), SkipValid()))
+
+@pytest.mark.parametrize('kind', ['memory', 'files'])
+def test_early_stop_on_test_is_refused(kind, tmp_path):
+    task = few if kind == 'memory' else file_task(tmp_path/'pets')
+    learn = own_learner(EarlyStop(), task=task, model=partial(resnet9, task.n_classes, width=2))
+    of_a_learner(learn)
+    for i in (2, 0):
+        learn.dls = DataLoaders(learn.dls[0], task.dls(16)[i], device=learn.dls.device)
+        with saying('EarlyStop: valid_loss after each epoch on valid is needed'): of_a_learner(learn)
+
+# Minutes, other learners, other layouts
+
+def test_written_by_the_minute(tmp_path, monkeypatch):
+    "A step takes a minute, by the clock that is put in"
+    now, steps = [0.], []
+    class Slow(Callback):
+        def before_batch(self): now[0] += 60 * self.training
+    @contextmanager
+    def noted(path, whole=pretraining.write_whole):
+        steps.append(learn[0].train_iter)
+        with whole(path) as f: yield f
+    class Here(Callback):
+        def after_create(self): learn[:] = [self.learn]
+    learn = []
+    monkeypatch.setattr(pretraining.time, 'monotonic', lambda: now[0])
+    monkeypatch.setattr(pretraining, 'write_whole', noted)
+    def written(**kwargs):
+        steps.clear()
+        (tmp_path/'run').unlink(missing_ok=True)
+        pretrained(Here(), Slow(), Checkpoint(tmp_path/'run', **kwargs))
+        return list(steps)
+    assert written(every_min=2.5) == [3, 6, 9, 9]
+    assert written(every_min=.5) == [*range(1, 10), 9]
+    assert written() == [9]   # ten minutes
+    assert written(every_steps=4, every_min=100) == [4, 8, 9]
+    assert written(every_steps=2, every_min=.5) == [*range(1, 10), 9]
+
+of_torch = partial(partial, OptimWrapper)
+optimisers = dict(Adam=Adam, SGD=partial(SGD, mom=.9), ranger=ranger, torch_SGD=of_torch(opt=torch.optim.SGD, momentum=.9),
+    torch_AdamW=of_torch(opt=torch.optim.AdamW), torch_NAdam=of_torch(opt=torch.optim.NAdam))
+
+@pytest.mark.parametrize('name', optimisers)
+@pytest.mark.parametrize('model', [partial(resnet9, 10, width=2), with_dropout], ids=['resnet9', 'dropout'])
+def test_plain_learners_and_optimisers(name, model, tmp_path):
+    def train(*cbs):
+        learn = bare(model, *cbs, opt_func=optimisers[name])
+        learn.fit_one_cycle(2, 5e-3)
+        learn.fit(1, 1e-3)
+        return learn
+    (whole, n_events), rng = uncut(train), random.Random(name)
+    for i in range(2):
+        cuts = [Cut(rng.randint(1, n_events)) for _ in range(2)] + [Cut('after_batch', rng.randint(0, 2))]
+        assert differing(end(again_and_again(train, tmp_path/f'{i}', cuts, rng.randint(1, 2))), whole) == []
+
+def test_checkpoint_without_metrics_or_validation(tmp_path):
+    def train(*cbs): return pretrained(*cbs, SkipValid())
+    whole, _ = uncut(train)
+    assert differing(end(again_and_again(train, tmp_path/'run', [Cut('after_batch', 1), Cut('after_train', 0)], 1)), whole) == []
+
+class Layouts(Callback):
+    "Note where the optimiser's averages are laid out otherwise than their parameters"
+    order = 300
+    def __init__(self): self.differing, self.n = set(), 0
+    def after_batch(self):
+        for p, state in self.opt.opt.state.items():
+            for k, t in state.items():
+                if isinstance(t, torch.Tensor) and t.ndim:
+                    self.n += 1
+                    if bits(t)[2] != bits(p)[2]: self.differing.add((k, tuple(p.shape), p.stride(), t.stride()))
+
+def odd_layout():
+    "A weight whose columns are rows in memory, as one has that was tied to its transpose"
+    linear = nn.Linear(64, 16)
+    linear.weight = nn.Parameter(linear.weight.detach().t().contiguous().t())
+    return of_layers(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), linear, nn.Linear(16, 10))
+
+layouts = dict(article_cnn=partial(article_cnn, 10), resnet9=partial(resnet9, 10, width=4),
+    convnext=lambda: create_network('timm/convnext_atto', 10, **archs['convnext'][1]), odd=odd_layout)
+
+@pytest.mark.parametrize('channels_last', [True, False])
+@pytest.mark.parametrize('name', layouts)
+def test_averages_lie_as_their_parameters_do(name, channels_last, tmp_path):
+    def train(*cbs):
+        set_seed(0)
+        compute = compute_settings(channels_last=channels_last, precision=torch.float32)
+        return of_a_learner(task_learner(few, layouts[name](), 16, compute=compute, cbs=[Quiet(), Layouts(), *cbs]))
+    whole = train()
+    resumed = again_and_again(train, tmp_path/'run', [Cut('after_batch', 4)], 1)
+    assert differing(end(resumed), end(whole)) == []
+    for learn in (whole, resumed): assert learn.layouts.n and not learn.layouts.differing
