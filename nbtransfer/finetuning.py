@@ -23,8 +23,9 @@ from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import fit_one_cycle  # gives Learner its `fit_one_cycle`
 from fastai.data.core import DataLoaders
+from fastai.data.transforms import IntToFloatTensor, Normalize
 from fastai.learner import Learner
-from fastai.torch_core import set_seed
+from fastai.torch_core import no_random, set_seed
 from fastcore.basics import patch
 from fastprogress.fastprogress import progress_bar
 from matplotlib.axes import Axes
@@ -32,11 +33,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils import get_total_norm
-from .networks import body_and_head, create_network, evaluating, stages, tensors_of
+from .networks import body_and_head, create_network, digest, evaluating, stages
+from .networks import tensors_of
 from .pretraining import Autocast, Compute, Curves, StopOnNaN, group_names, task_learner
-from .tasks import Task, TaskDL, TaskSplit, cache_folder, fits, normalization, write_whole
-from .weights import digest, read_source, transfer_weights
+from .tasks import BatchAugment, Task, TaskDL, TaskSplit, cache_folder, fits
+from .tasks import normalization, write_whole
+from .weights import read_source, transfer_weights
 
 # %% ../nbs/04_finetuning.ipynb #transfer-learner
 def transfer_learner(
@@ -90,33 +92,41 @@ class Inspector(Callback):
         self.every, self.phase, self.start, self.before = every, 0, None, None
         self.steps, self.given, self.norms = [], [], []
 
-    def before_fit(self): self.run, self.begins = not hasattr(self.learn, 'lr_finder'), True
+    def before_fit(self): self.begins, self.before = True, None
 
     def before_train(self):
+        if hasattr(self.learn, 'lr_finder'): return
         if self.start is None:
             self.group_names = group_names(self.learn)
             self.start = [[p.detach().clone() for p in ps] for ps in self.opt.param_lists]
         self.phase, self.begins = self.phase + self.begins, False
 
     def before_step(self):
-        if self.train_iter % self.every: return
+        if hasattr(self.learn, 'lr_finder') or self.train_iter % self.every: return
         self.trained = [[p for p in ps if p.grad is not None] for ps in self.opt.param_lists]
         self.before = [[p.detach().clone() for p in ps] for ps in self.trained]
-        self.grads = [get_total_norm([p.grad for p in ps]) for ps in self.trained]
-        held = zip(self.opt.hypers, self.trained)
-        self.given.append([(h['lr'], h.get('mom', 0.)) if ps else (0., 0.) for h, ps in held])
-        self.steps.append((self.phase, self.train_iter))
+        self.grads = _norms([[p.grad for p in ps] for ps in self.trained])
 
     def after_step(self):
         if self.before is None: return
-        def norms(a, b): return torch.stack([_distance(p, q) for p, q in zip(a, b)])
-        rows = [torch.stack(self.grads), norms(self.trained, self.before),
-                torch.stack([get_total_norm(ps) for ps in self.before]),
-                norms(self.opt.param_lists, self.start)]
-        self.norms.append(torch.stack([o.to(rows[-1].device) for o in rows]))
+        held = zip(self.opt.hypers, self.trained)
+        self.given.append([(h['lr'], h.get('mom', 0.)) if ps else (0., 0.) for h, ps in held])
+        self.steps.append((self.phase, self.train_iter))
+        self.norms.append(torch.stack([
+            self.grads, _norms(_differences(self.trained, self.before)), _norms(self.before),
+            _norms(_differences(self.opt.param_lists, self.start))]))
         self.before = None
 
-def _distance(a, b): return get_total_norm([p.detach() - q for p, q in zip(a, b)])
+# %% ../nbs/04_finetuning.ipynb #norms
+def _differences(a, b): return [[p.detach() - q for p, q in zip(*ps)] for ps in zip(a, b)]
+
+def _norms(groups):
+    "Norm of each group of tensors, `(n_groups,)`; 0 for an empty one"
+    # `sum` adds in pairs; `vector_norm` adds one by one, and loses digits in a large tensor
+    device = next(t.device for ts in groups for t in ts)
+    squares = [torch.stack([t.detach().square().sum() for t in ts] or [torch.zeros(())])
+               for ts in groups]
+    return torch.stack([o.sum().to(device) for o in squares]).sqrt()
 
 # %% ../nbs/04_finetuning.ipynb #inspector-table
 @patch
@@ -128,7 +138,7 @@ def table(self:Inspector)->pd.DataFrame: # a row for each step and group
     if not self.norms:
         raise RuntimeError('Inspector: a trained learner is needed; this one has no steps: fit it')
     grad, update, weight, distance = torch.stack(self.norms, 1).cpu().double().numpy()
-    start = np.array([get_total_norm(ps).item() for ps in self.start])
+    start = _norms(self.start).cpu().double().numpy()
     lr, momentum = np.array(self.given).transpose(2, 0, 1)
     phase, step = np.array(self.steps).repeat(len(start), 0).T
     def ratio(a, b): return np.divide(a, b, out=np.zeros_like(a), where=b > 0)
@@ -168,7 +178,7 @@ def load_state_dict(self:Inspector,
 ):
     "Take the records and the starting point"
     self.phase, self.group_names, self.given = (state[k] for k in ('phase', 'group_names', 'given'))
-    self.steps, device = state['steps'], self.start[0][0].device
+    self.steps, device = state['steps'], next(self.model.parameters()).device
     self.norms = [] if state['norms'] is None else list(state['norms'].to(device))
     self.start = [[p.to(device) for p in ps] for ps in state['start']]
 
@@ -378,19 +388,23 @@ def fine_tune(
         learn.fit_one_cycle(phase['epochs'], rates)
     return learn
 
+# %% ../nbs/04_finetuning.ipynb #read-plan
 def _read_plan(plan, names):
     "A plan as a list of `epochs` and `lr_max`, a rate for each stage that trains"
     if plan is None or list(plan) != ['epochs', *names] or not len(plan):
         got = plan if plan is None else list(plan)
         raise ValueError(f'fine_tune: n_epochs, or a plan with columns epochs and {names}, is '
                          f'needed; got {got}: see plan_phases')
-    phases = [dict(epochs=int(row['epochs']), lr_max=row[names].dropna().astype(float).to_dict())
-              for _, row in plan.iterrows()]
-    for row, o in zip(plan.epochs, phases):
-        if row != o['epochs'] or row < 1 or not o['lr_max'] or min(o['lr_max'].values()) <= 0:
+    phases = [dict(epochs=n, lr_max=row[names].dropna().to_dict())
+              for n, (_, row) in zip(plan.epochs, plan.iterrows())]
+    for o in phases:
+        rates = list(o['lr_max'].values())
+        known = [r for r in (o['epochs'], *rates) if isinstance(r, Real) and 0 < r < np.inf]
+        if not rates or len(known) < 1 + len(rates) or o['epochs'] % 1:
             raise ValueError('fine_tune: a phase needs 1 or more whole epochs, and a rate above 0 '
-                             f'for a stage or more; got {row} epochs, {o["lr_max"]}')
-    return phases
+                             f'for a stage or more; got {o["epochs"]} epochs, {o["lr_max"]}')
+    return [dict(epochs=int(o['epochs']), lr_max={k: float(v) for k, v in o['lr_max'].items()})
+            for o in phases]
 
 # %% ../nbs/04_finetuning.ipynb #features
 class Features:
@@ -450,10 +464,15 @@ def _features_key(learn, body, data, n_views, seed):
     "Hash of all that features depend on; None if that cannot be said"
     pictures = _pictures_key(data)
     if pictures is None: return None
+    used = [o for o in learn.dls.train.after_batch.fs if n_views or o.split_idx != 0]
+    known = IntToFloatTensor, Normalize, BatchAugment
+    if not all(isinstance(o, known) for o in used): return None
     tfms = [(type(o).__name__, {k: v for k, v in vars(o).items() if isinstance(v, (int, float))})
-            for o in learn.dls.train.after_batch.fs]
-    facts = [digest(dict(body.state_dict())), str(body), pictures, normalization(learn.dls),
-             str(_precision(learn)), n_views, (seed, tfms) if n_views else None]
+            for o in used]
+    size_px = getattr(learn.dls.__dict__.get('task'), 'size_px', None)
+    facts = [digest(dict(body.state_dict())), str(body), pictures, normalization(learn.dls), tfms,
+             size_px, str(_precision(learn)), n_views, seed if n_views else None,
+             list(learn.dls.vocab)]
     text = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
     return digest(dict(facts=text))
 
@@ -475,7 +494,7 @@ class _Mapped:
         "Features and labels; None if they are not there"
         files = self.file, self.file.with_suffix('.labels')
         try: arrays = [np.load(f, mmap_mode='c') for f in files]
-        except (OSError, ValueError): return None
+        except (OSError, ValueError, EOFError): return None
         return [torch.from_numpy(o) for o in arrays]
 
     def new(self, shape):
@@ -517,8 +536,11 @@ def body_features(
     kept = learn.__dict__.setdefault('kept_features', {})
     if key and kept.get((split, n_views), (None,))[0] == key: return kept[split, n_views][1]
     mapped = _Mapped(key or os.getpid())
-    found = (in_memory is not True and key and mapped.open()) or _compute(
-        learn, body, loader, n_views, seed, mapped, in_memory)
+    found = in_memory is not True and key and mapped.open()
+    try:
+        with no_random(seed, reproducible=False):   # fastai's augmentations use the global ones
+            found = found or _compute(learn, body, loader, n_views, seed, mapped, in_memory)
+    finally: mapped.part.unlink(missing_ok=True)
     feats = Features(*found, list(learn.dls.vocab))
     kept[split, n_views] = key, feats
     return feats
@@ -597,12 +619,12 @@ def linear_probe(
     head = body_and_head(learn.model)[1]
     train, valid = body_features(learn, 'train', n_views, seed), body_features(learn, 'valid')
     present = train.labels.unique().tolist()
-    if not isinstance(head, nn.Linear) or len(present) < train.c:
+    if not isinstance(head, nn.Linear) or head.bias is None or len(present) < train.c:
         absent = [train.vocab[i] for i in range(train.c) if i not in present]
         raise ValueError('linear_probe: a linear head and training pictures of each class are '
-                         f'needed; got {type(head).__name__}, none of {absent}')
+                         f'needed; got {head}, none of {absent}')
     x, y = train.feats.flatten(0, 1), train.labels.repeat(len(train.feats))
-    mean, std = x.mean(0), x.std(0).clamp(min=1e-6)
+    mean, std = x.mean(0), x.std(0, correction=0).clamp(min=1e-6)
     def scaled(o): return ((o - mean) / std).cpu().numpy()
     x, y, x_valid = scaled(x), y.cpu().numpy(), scaled(valid.feats[0])
     best, rows = (-1.,), []

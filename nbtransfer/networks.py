@@ -6,9 +6,10 @@ Docs: https://nbtransfer.github.io/nbtransfer/networks.html.md"""
 
 # %% auto #0
 __all__ = ['count_params', 'evaluating', 'count_flops', 'article_cnn', 'Residual', 'resnet9', 'create_network', 'Stage', 'stages',
-           'body_and_head', 'layer_groups', 'network_table', 'flops_by_layer', 'picture_shape', 'tensors_of']
+           'body_and_head', 'layer_groups', 'network_table', 'digest', 'flops_by_layer', 'picture_shape', 'tensors_of']
 
 # %% ../nbs/01_networks.ipynb #imports
+import hashlib
 from collections import OrderedDict
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -206,8 +207,11 @@ def stages(
         else: stem[1].extend(modules)
     if any(_has_params(m) for m in stem[1]) or not found: found.insert(0, stem)
     else: found[0][1][:0] = stem[1]
-    params = [[p for m in modules for p in m.parameters()] for _, modules in found]
-    held = {id(p) for ps in params for p in ps}
+    held, params = set(), []
+    for _, modules in found:   # a parameter that several stages use belongs to the first
+        own = {id(p): p for m in modules for p in m.parameters() if id(p) not in held}
+        held |= own.keys()
+        params.append(list(own.values()))
     params[0] = [p for p in body.parameters() if id(p) not in held] + params[0]
     of_body = [Stage('body.head' if n == 'head' else n, ms, ps)
                for (n, ms), ps in zip(found, params) if ps]
@@ -238,6 +242,17 @@ def network_table(
     rows = [(s.name, len(s.params), sum(p.numel() for p in s.params)) for s in stages(model)]
     table = pd.DataFrame(rows, columns=['stage', 'tensors', 'parameters'])
     return table.assign(share=(table.parameters / table.parameters.sum()).round(3))
+
+# %% ../nbs/01_networks.ipynb #digest
+def digest(
+    tensors:dict, # name → tensor of any shape, type and device, such as a state dict
+)->str:           # 64 hexadecimal digits
+    "Hash names, types, shapes and numbers with sha256: equal digests mean equal bits"
+    sha = hashlib.sha256()
+    for n, t in sorted(tensors.items()):
+        sha.update(f'{n} {t.dtype} {tuple(t.shape)}'.encode())
+        sha.update(t.detach().cpu().reshape(-1).view(torch.uint8).numpy() if t.numel() else b'')
+    return sha.hexdigest()
 
 # %% ../nbs/01_networks.ipynb #by-layer
 def flops_by_layer(

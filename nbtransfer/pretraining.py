@@ -10,7 +10,7 @@ __all__ = ['mean_cross_entropy', 'Compute', 'compute_settings', 'Autocast', 'mea
            'EarlyStop']
 
 # %% ../nbs/02_pretraining.ipynb #imports
-import itertools, json, random, time
+import hashlib, itertools, json, time
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -25,19 +25,21 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import fit_one_cycle  # gives Learner its `fit_one_cycle`
 from fastai.callback.tracker import EarlyStoppingCallback
-from fastai.learner import Learner
+from fastai.learner import AvgMetric, Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
-from fastai.optimizer import OptimWrapper
-from fastai.torch_core import default_device, set_seed
+from fastai.optimizer import OptimWrapper, Optimizer
+from fastai.torch_core import default_device, get_random_states, set_random_states, set_seed
+from fastai.torch_core import to_device
 from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
-from .networks import count_params, create_network, evaluating, layer_groups, stages
-from .tasks import Task, write_whole
+from .networks import count_params, create_network, digest, evaluating
+from .networks import layer_groups, stages
+from .tasks import Task, TaskSplit, write_whole
 
 # %% ../nbs/02_pretraining.ipynb #source-loss
 def mean_cross_entropy(
@@ -202,7 +204,7 @@ class Curves(Callback):
         "Start with no rows"
         self.rows, self.trained = [], False
 
-    def after_train(self): self.trained = True
+    def after_train(self): self.trained = not hasattr(self.learn, 'lr_finder')
 
     def after_epoch(self):   # also called by `validate`, where nothing was trained
         names = self.recorder.metric_names[1:-1]
@@ -377,8 +379,7 @@ def _pack(o, tensors):
     "`o` as JSON has it, its tensors moved into the dict `tensors`"
     if isinstance(o, Tensor):
         tensors[name := f't{len(tensors)}'] = o.detach().cpu().contiguous().clone()
-        last = o.ndim == 4 and not o.is_contiguous()
-        return dict(tensor=name, channels_last=last)
+        return dict(tensor=name, stride=torch.empty_like(o).stride())
     if isinstance(o, dict): return dict(dict=[[_pack(k, tensors), _pack(v, tensors)]
                                               for k, v in o.items()])
     if isinstance(o, tuple): return dict(tuple=[_pack(v, tensors) for v in o])
@@ -394,43 +395,42 @@ def _unpack(o, tensors):
     if 'dict' in o: return {_unpack(k, tensors): _unpack(v, tensors) for k, v in o['dict']}
     if 'tuple' in o: return tuple(_unpack(v, tensors) for v in o['tuple'])
     if 'array' in o: return np.array(o['array'], o['dtype'])
-    layout = torch.channels_last if o['channels_last'] else torch.contiguous_format
-    return tensors[o['tensor']].contiguous(memory_format=layout)
+    t = tensors[o['tensor']]
+    return torch.empty_strided(t.shape, o['stride'], dtype=t.dtype).copy_(t)
 
-# %% ../nbs/02_pretraining.ipynb #random-state
-def _random_state(device):
-    "State of the generators of Python, NumPy, torch and the device"
-    state = dict(python=random.getstate(), numpy=np.random.get_state(), torch=torch.get_rng_state())
-    module = torch.get_device_module(device)
-    return dict(state, device=module.get_rng_state() if hasattr(module, 'get_rng_state') else None)
-
-def _set_random_state(state, device):
-    "Undo `_random_state`"
-    random.setstate(state['python'])
-    np.random.set_state(state['numpy'])
-    torch.set_rng_state(state['torch'])
-    if state['device'] is not None: torch.get_device_module(device).set_rng_state(state['device'])
+# %% ../nbs/02_pretraining.ipynb #recorded
+def _averages(recorder):
+    "Metrics that add up over the training batches of an epoch, if any"
+    return [m for m in recorder._train_mets[1:] if isinstance(m, AvgMetric)]
 
 def _recorded(recorder):
     "What fastai's recorder has of a fit that goes on"
     smooth = recorder.smooth_loss
     return dict(values=[list(o) for o in recorder.values], iters=recorder.iters, lrs=recorder.lrs,
                 losses=torch.tensor([float(o) for o in recorder.losses]),
-                smooth=(smooth.count, smooth.val))
+                smooth=(smooth.count, smooth.val),
+                averages=[(m.total, m.count) for m in _averages(recorder)])
 
 def _set_recorded(recorder, state):
     "Undo `_recorded`"
     recorder.values, recorder.iters, recorder.lrs = (state[k] for k in ('values', 'iters', 'lrs'))
-    recorder.losses = list(state['losses'])
+    recorder.losses, recorder.cancel_train = list(state['losses']), False
     recorder.smooth_loss.count, recorder.smooth_loss.val = state['smooth']
+    for m, o in zip(_averages(recorder), state['averages']): m.total, m.count = o
 
 # %% ../nbs/02_pretraining.ipynb #checkpoint-file
+def _seal(facts, tensors):
+    "A hash of all that is in the file"
+    return hashlib.sha256(f'{facts}{digest(tensors)}'.encode()).hexdigest()
+
 def _read_checkpoint(path):
     "What `Checkpoint` wrote in a file"
     try:
         with safe_open(path, 'pt') as f:
-            tensors = {k: f.get_tensor(k) for k in f.keys()}
-            return _unpack(json.loads(f.metadata()['checkpoint']), tensors)
+            tensors, facts = {k: f.get_tensor(k) for k in f.keys()}, f.metadata()
+        if _seal(facts['checkpoint'], tensors) != facts['sha256']:
+            raise ValueError('something in it has changed')
+        return _unpack(json.loads(facts['checkpoint']), tensors)
     except (SafetensorError, KeyError, TypeError, ValueError) as e:
         raise ValueError(f'Checkpoint: a file that Checkpoint wrote is needed; {path} is none '
                          f'({type(e).__name__}: {e}): delete it, or pass another path') from e
@@ -466,21 +466,26 @@ class Checkpoint(Callback):
             raise RuntimeError(f'Checkpoint: a file that is not there yet is needed; {path} holds '
                                'a run: pass resume=True to go on with it, or delete it')
         self.found = _read_checkpoint(self.file) if self.file.exists() else None
-        self.n_fits, self.trains, self.jump = 0, False, None
+        self.runs, self.trains, self.jump = [], False, None   # `runs`: the fits before this one
 
 # %% ../nbs/02_pretraining.ipynb #checkpoint-events
 @patch
 def before_fit(self:Checkpoint):
-    self.run, self.trains = not hasattr(self.learn, 'lr_finder'), False
-    if not self.run or not self.found: return
+    self.trains = False
+    if self.jump: self.learn.remove_cb(self.jump)   # of a fit that was interrupted
+    self.jump = None
+    if hasattr(self.learn, 'lr_finder') or not self.found: return
     fit, epoch, batch = self.found['place']
-    skips = self.learn.n_epoch if self.n_fits < fit or batch is None else epoch
+    skips = self.learn.n_epoch if len(self.runs) < fit or batch is None else epoch
     self.jump = _Jump(self.learn.n_epoch, skips)
     self.learn.add_cb(self.jump)
     self.learn.n_epoch -= skips
+    bar = getattr(getattr(self.learn, 'progress', None), 'mbar', None)
+    if bar and skips: bar.update(0)   # it has to be begun to be ended
 
 @patch
 def before_train(self:Checkpoint):   # `validate` has none
+    if hasattr(self.learn, 'lr_finder'): return
     if not self.trains: self.trains, self.written = True, (0, time.monotonic())
     if self.found:
         self._check()
@@ -489,20 +494,24 @@ def before_train(self:Checkpoint):   # `validate` has none
 
 @patch
 def before_batch(self:Checkpoint):
-    if self.training and self.found: raise CancelBatchException
+    if not (self.training and self.trains and self.found): return
+    self.recorder.cancel_train = True   # there is nothing to measure
+    raise CancelBatchException
 
+# %% ../nbs/02_pretraining.ipynb #checkpoint-after
 @patch
 def after_batch(self:Checkpoint):
-    if not self.training: return
+    if not self.training or not self.trains: return
     if self.found:
         if self.iter + 1 == self.found['place'][2]: self._restore()
         return
     n, since = self.written
     self.written = n + 1, since
-    if n + 1 == self.every_steps or time.monotonic() - since > self.every_s:
+    due = n + 1 >= (self.every_steps or np.inf) or time.monotonic() - since > self.every_s
+    # gradients that are gathered over several batches are not written
+    if due and not any(p.grad is not None and p.grad.any() for p in self.model.parameters()):
         self._save(self.iter + 1)
 
-# %% ../nbs/02_pretraining.ipynb #checkpoint-after-fit
 @patch
 def after_fit(self:Checkpoint):
     jump, self.jump = self.jump, None
@@ -510,23 +519,22 @@ def after_fit(self:Checkpoint):
         self.learn.remove_cb(jump)
         self.learn.n_epoch = jump.n_epochs
     if jump and not jump.entered:   # a fit that was finished
-        if self.n_fits == self.found['place'][0]:
-            self._check()
-            self._restore()
+        self._check()
+        if len(self.runs) == self.found['place'][0]: self._restore()
     elif self.trains: self._save(None)
     else: return
-    self.n_fits, self.trains = self.n_fits + 1, False
+    self.runs, self.trains = [*self.runs, self._run()], False
 
 # %% ../nbs/02_pretraining.ipynb #checkpoint-state
 @patch
 def _random(self:Checkpoint):
-    device = next(self.model.parameters()).device
-    return dict(generators=_random_state(device), sampler=self.dls.train.rng.getstate())
+    sampler = getattr(self.dls.train, 'rng', None)   # a plain torch loader has none of its own
+    return dict(generators=get_random_states(), sampler=sampler and sampler.getstate())
 
 @patch
 def _set_random(self:Checkpoint, state):
-    _set_random_state(state['generators'], next(self.model.parameters()).device)
-    self.dls.train.rng.setstate(state['sampler'])
+    set_random_states(**state['generators'])
+    if state['sampler']: self.dls.train.rng.setstate(state['sampler'])
 
 @patch
 def _run(self:Checkpoint):
@@ -538,7 +546,7 @@ def _run(self:Checkpoint):
 def _check(self:Checkpoint):
     "Raise `ValueError` if another run was begun than the one that was cut off"
     for what, now in self._run().items():
-        if (then := self.found['run'][what]) != now:
+        if (then := self.found['runs'][len(self.runs)][what]) != now:
             raise ValueError(f'Checkpoint: the run of {self.file} is needed, with {what} {then}; '
                              f'got {now}: run the same code again, or pass another path')
 
@@ -549,20 +557,22 @@ def _save(self:Checkpoint, batch):
     self.written = 0, time.monotonic()
     if not _finite(self.model.parameters()): return   # keep the last good one
     own = {cb.name: cb.state_dict() for cb in self.learn.cbs if hasattr(type(cb), 'state_dict')}
-    state = dict(place=[self.n_fits, self.epoch, batch], run=self._run(), begun=self.begun,
-                 now=self._random(), model=dict(self.model.state_dict()),
+    state = dict(place=[len(self.runs), self.epoch, batch], runs=[*self.runs, self._run()],
+                 begun=self.begun, now=self._random(), model=dict(self.model.state_dict()),
                  opt=self.opt.state_dict(), callbacks=own, recorder=_recorded(self.recorder),
                  progress=[self.pct_train, self.train_iter])
     tensors = {}
     facts = json.dumps(_pack(state, tensors))
-    with write_whole(self.file) as f: f.write(save(tensors, metadata=dict(checkpoint=facts)))
+    sealed = dict(checkpoint=facts, sha256=_seal(facts, tensors))
+    with write_whole(self.file) as f: f.write(save(tensors, metadata=sealed))
 
 @patch
 def _restore(self:Checkpoint):
     "Become what was written"
     state, self.found, self.written = self.found, None, (0, time.monotonic())
     self.model.load_state_dict(state['model'])
-    self.opt.load_state_dict(state['opt'])
+    self.opt.load_state_dict(to_device(state['opt'], next(self.model.parameters()).device)
+                             if isinstance(self.opt, Optimizer) else state['opt'])
     for cb in self.learn.cbs:
         if cb.name in state['callbacks']: cb.load_state_dict(state['callbacks'][cb.name])
     _set_recorded(self.recorder, state['recorder'])
@@ -586,16 +596,18 @@ class EarlyStop(EarlyStoppingCallback):
         self.trains, self.kept = False, None
 
     def before_fit(self):
-        split = getattr(self.dls.valid_ds, 'split', 'valid')
+        data = self.dls.valid_ds
+        number = getattr(data, 'split_idx', 1)   # of fastai's data sets; their `split` is of lists
+        split = data.split if isinstance(data, TaskSplit) else ('train', 'valid', 'test')[number]
         skipped = [cb for cb in self.learn.cbs if isinstance(cb, SkipValid)]
         names = list(self.recorder.metric_names[1:-1])
         if skipped or split != 'valid' or self.monitor not in names:
             raise ValueError(f'EarlyStop: {self.monitor} after each epoch on valid is needed; got '
                              f'{names} on {split}{", left out by SkipValid" * bool(skipped)}')
         super().before_fit()
-        self.trains, self.kept = False, None
+        self.run, self.trains, self.kept = True, False, None
 
-    def before_train(self): self.trains = True
+    def before_train(self): self.trains = not hasattr(self.learn, 'lr_finder')
 
     def after_epoch(self):
         if not self.trains: return   # of `validate`

@@ -994,7 +994,8 @@ def dls(self:FileTask,
     _check_bs(bs, len(self.splits['train']))
     splits = [self.splits[s].tolist() for s in _SPLITS]
     block = DataBlock(
-        (TransformBlock(partial(_open_picture, size_px=self.size_px)), CategoryBlock(self.vocab)),
+        (TransformBlock(partial(_open_picture, size_px=self.size_px)),
+         CategoryBlock(self.vocab, sort=False)),
         get_y=parent_label, splitter=partial(_given, splits), item_tfms=ToTensor(),
         batch_tfms=_batch_tfms(self, augment, stats))
     dls = block.dataloaders(self.files, bs=min(bs, len(splits[0])), device=device, **kwargs)

@@ -6,8 +6,8 @@ Docs: https://nbtransfer.github.io/nbtransfer/weights.html.md"""
 
 # %% auto #0
 __all__ = ['TransferReceipt', 'Source', 'read_source', 'adapt_channels', 'channel_change', 'resize_positions', 'rows_by_name',
-           'widen', 'identity_start', 'TransferError', 'transfer_weights', 'save_weights', 'digest', 'shipped_names',
-           'from_hub', 'push_to_hub', 'load_weights', 'pretrained']
+           'widen', 'identity_start', 'TransferError', 'transfer_weights', 'save_weights', 'shipped_names', 'from_hub',
+           'push_to_hub', 'load_weights', 'pretrained']
 
 # %% ../nbs/03_weights.ipynb #imports
 import hashlib, html, io, json, math, os, pickletools, platform, re, zipfile
@@ -44,7 +44,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.serialization import MAGIC_NUMBER
 from torch.utils._python_dispatch import TorchDispatchMode
-from .networks import (body_and_head, create_network, evaluating, flops_by_layer,
+from .networks import (body_and_head, create_network, digest, evaluating, flops_by_layer,
                                  picture_shape, stages, tensors_of)
 from .tasks import DataMissing, inference_card, normalization, write_whole
 
@@ -930,16 +930,6 @@ def save_weights(
     return path
 
 # %% ../nbs/03_weights.ipynb #write-file
-def digest(
-    tensors:dict, # name → tensor of any shape, type and device, such as a state dict
-)->str:           # 64 hexadecimal digits
-    "Hash names, types, shapes and numbers with sha256: equal digests mean equal bits"
-    sha = hashlib.sha256()
-    for n, t in sorted(tensors.items()):
-        sha.update(f'{n} {t.dtype} {tuple(t.shape)}'.encode())
-        sha.update(t.detach().cpu().reshape(-1).view(torch.uint8).numpy() if t.numel() else b'')
-    return sha.hexdigest()
-
 def _seal(card):
     "sha256 over all that a card says"
     said = {k: v for k, v in card.items() if k != 'card_sha256'}

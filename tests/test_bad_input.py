@@ -15,7 +15,8 @@ from nbtransfer.finetuning import transfer_learner
 from nbtransfer.networks import create_network, resnet9
 from nbtransfer.pretraining import task_learner
 from nbtransfer.tasks import DataMissing, cifar10, cifar100, digits, image_folder, letters, split_per_class, task_named
-from nbtransfer.weights import _seal, digest, load_weights, pretrained, save_weights, transfer_weights
+from nbtransfer.networks import digest
+from nbtransfer.weights import _seal, load_weights, pretrained, save_weights, transfer_weights
 
 def tree(folder): return {str(o.relative_to(folder)): o.is_file() and o.read_bytes() for o in folder.rglob('*')}
 

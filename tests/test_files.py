@@ -43,7 +43,7 @@ def with_card(state, card):
 
 def sealed(state, **card):
     "A card whose hashes are right"
-    card = {**card, 'sha256': weights.digest(state)}
+    card = {**card, 'sha256': networks.digest(state)}
     return {**card, 'card_sha256': weights._seal(card)}
 
 @cache
@@ -399,7 +399,7 @@ def test_card_that_is_no_object(text, tmp_path):
 
 def test_card_nested_too_deep(tmp_path):
     state = dict(a=torch.ones(1))
-    start = json.dumps(dict(sha256=weights.digest(state)))[:-1]
+    start = json.dumps(dict(sha256=networks.digest(state)))[:-1]
     for depth in (*range(500, 1100), 10**5):
         with saying('read_source', 'a.safetensors', 'fetch'):
             read_source(path_of(with_card(state, f'{start}, "x": {"[" * depth}{"]" * depth}}}'), tmp_path))
