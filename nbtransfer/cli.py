@@ -85,7 +85,11 @@ def _check_out(args):
     there = next(p for p in (args.out, *args.out.absolute().parents) if p.exists())
     if not there.is_dir():
         raise ValueError(f'a folder is needed for the results; {there} is a file: name another')
-    overwrite = getattr(args, 'overwrite', None) or getattr(args, 'resume', None)
+    overwrite = getattr(args, 'overwrite', None)
+    if getattr(args, 'resume', False):
+        if any(args.out.glob('checkpoint-*.safetensors')): return
+        raise ValueError(f'a run that was cut off is needed; {args.out} has no checkpoint: it is '
+                         'finished, or was cut off too soon: leave --resume out')
     if args.out.is_dir() and any(args.out.iterdir()) and not overwrite:
         raise ValueError(f'a new or empty folder is needed; {args.out} has files: name another' +
                          (' with --out, or pass --overwrite' if overwrite is not None else ''))

@@ -11,10 +11,11 @@ __all__ = ['SCHEDULES', 'transfer_learner', 'Inspector', 'KeepStill', 'freeze', 
 # %% ../nbs/04_finetuning.ipynb #imports
 import json, os, shutil, time, warnings
 from copy import copy
-from functools import partial
+from functools import cache, partial
 from numbers import Real
 from pathlib import Path
 from random import Random
+from weakref import WeakKeyDictionary
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -59,7 +60,7 @@ def transfer_learner(
     cbs:list=None,     # fastai callbacks
     compute:Compute=None, # the choice of `compute_settings` if None
     **arch_kwargs,     # of the architecture; the source's where `arch` is None
-)->Learner:            # body carried, head new; `receipt` and `seed` are set
+)->Learner:            # body carried, head new; `receipt`, `seed`, `plan` are set
     """Make a learner for the target that starts from a source's parameters
 
     Raises `TransferError` if too little can be carried, `ValueError` if no network is named."""
@@ -80,53 +81,78 @@ def transfer_learner(
     learn.receipt, learn.seed, learn.plan = receipt, seed, None
     return learn
 
+# %% ../nbs/04_finetuning.ipynb #flat
+class _Flat:
+    "All parameters in one tensor of rows: few long operations take less time than many short ones"
+    def __init__(self, groups, width=1024):
+        self.params, device = [p for ps in groups for p in ps], groups[0][0].device
+        self.n_rows = [-(-sum(p.numel() for p in ps) // width) for ps in groups]
+        self.rows = torch.zeros(sum(self.n_rows), width, device=device)   # a group ends in zeros
+        self.views = [o.view(p.shape) for ps, rows in zip(groups, self.rows.split(self.n_rows))
+                      for p, o in zip(ps, rows.view(-1).split(_sizes(ps, rows.numel())))]
+
+    def fill(self, tensors):
+        for v, t in zip(self.views, tensors): v.zero_() if t is None else v.copy_(t)
+        return self.rows
+
+def _sizes(params, n):
+    "Numbers in each parameter, and what is left of `n`"
+    sizes = [p.numel() for p in params]
+    return [*sizes, n - sum(sizes)]
+
+def _row_norms(rows): return torch.linalg.vector_norm(rows, dim=1)
+
+def _group_norms(norms, n_rows):
+    "Norms of groups, `(k,n_groups)`, of norms of rows, `(k,n)`: one long sum would lose digits"
+    parts = norms.square().split(n_rows, 1)
+    return torch.stack([o.sum(1) for o in parts], 1).sqrt()
+
 # %% ../nbs/04_finetuning.ipynb #group-lrs
 class Inspector(Callback):
     "Record what each group of parameters is given, and what it does, at each training step"
-    name, order = 'inspector', 90   # after all that changes rates and gradients
+    run_valid, name, order = False, 'inspector', 90   # after all that changes rates and gradients
     def __init__(self,
         every:int=1, # steps from one record to the next
     ):
-        "Start with no records; a copy of the parameters is kept from the first fit on"
+        "Start with no records; three copies of the parameters are kept from the first fit on"
         if every < 1: raise ValueError(f'Inspector: every must be 1 or more; got {every}')
-        self.every, self.phase, self.start, self.before = every, 0, None, None
+        self.every, self.phase, self.start, self.grads = every, 0, None, None
         self.steps, self.given, self.norms = [], [], []
 
-    def before_fit(self): self.begins, self.before = True, None
+    def before_fit(self): self.begins, self.grads = True, None
 
-    def before_train(self):
-        if hasattr(self.learn, 'lr_finder'): return
-        if self.start is None:
-            self.group_names = group_names(self.learn)
-            self.start = [[p.detach().clone() for p in ps] for ps in self.opt.param_lists]
-        self.phase, self.begins = self.phase + self.begins, False
+# %% ../nbs/04_finetuning.ipynb #inspector-steps
+@patch
+@torch.no_grad()
+def before_train(self:Inspector):
+    if hasattr(self.learn, 'lr_finder'): return
+    if self.begins:
+        self.phase, self.begins = self.phase + 1, False
+        self.before, self.now = _Flat(self.opt.param_lists), _Flat(self.opt.param_lists)
+    if self.start is None:
+        self.group_names, self.n_rows = group_names(self.learn), self.now.n_rows
+        self.start = self.now.fill(self.now.params).clone()
 
-    def before_step(self):
-        if hasattr(self.learn, 'lr_finder') or self.train_iter % self.every: return
-        self.trained = [[p for p in ps if p.grad is not None] for ps in self.opt.param_lists]
-        self.before = [[p.detach().clone() for p in ps] for ps in self.trained]
-        self.grads = _norms([[p.grad for p in ps] for ps in self.trained])
+@patch
+@torch.no_grad()
+def before_step(self:Inspector):
+    if hasattr(self.learn, 'lr_finder') or self.train_iter % self.every: return
+    self.grads = _row_norms(self.now.fill([p.grad for p in self.now.params]))
+    self.before.fill(self.now.params)
 
-    def after_step(self):
-        if self.before is None: return
-        held = zip(self.opt.hypers, self.trained)
-        self.given.append([(h['lr'], h.get('mom', 0.)) if ps else (0., 0.) for h, ps in held])
-        self.steps.append((self.phase, self.train_iter))
-        self.norms.append(torch.stack([
-            self.grads, _norms(_differences(self.trained, self.before)), _norms(self.before),
-            _norms(_differences(self.opt.param_lists, self.start))]))
-        self.before = None
-
-# %% ../nbs/04_finetuning.ipynb #norms
-def _differences(a, b): return [[p.detach() - q for p, q in zip(*ps)] for ps in zip(a, b)]
-
-def _norms(groups):
-    "Norm of each group of tensors, `(n_groups,)`; 0 for an empty one"
-    # `sum` adds in pairs; `vector_norm` adds one by one, and loses digits in a large tensor
-    device = next(t.device for ts in groups for t in ts)
-    squares = [torch.stack([t.detach().square().sum() for t in ts] or [torch.zeros(())])
-               for ts in groups]
-    return torch.stack([o.sum().to(device) for o in squares]).sqrt()
+@patch
+@torch.no_grad()
+def after_step(self:Inspector):
+    if self.grads is None: return
+    after, before = self.now.fill(self.now.params), self.before.rows
+    norms = [self.grads, _row_norms(before), _row_norms(before.sub_(after)),
+             _row_norms(after.sub_(self.start))]
+    self.norms.append(_group_norms(torch.stack(norms), self.n_rows))
+    held = zip(self.opt.hypers, self.opt.param_lists)
+    self.given.append([(h['lr'], h.get('mom', 0.)) if any(p.grad is not None for p in ps)
+                       else (0., 0.) for h, ps in held])
+    self.steps.append((self.phase, self.train_iter))
+    self.grads = None
 
 # %% ../nbs/04_finetuning.ipynb #inspector-table
 @patch
@@ -137,8 +163,8 @@ def table(self:Inspector)->pd.DataFrame: # a row for each step and group
     Raises `RuntimeError` if nothing was trained."""
     if not self.norms:
         raise RuntimeError('Inspector: a trained learner is needed; this one has no steps: fit it')
-    grad, update, weight, distance = torch.stack(self.norms, 1).cpu().double().numpy()
-    start = _norms(self.start).cpu().double().numpy()
+    grad, weight, update, distance = torch.stack(self.norms, 1).cpu().double().numpy()
+    start = _group_norms(_row_norms(self.start)[None], self.n_rows)[0].cpu().double().numpy()
     lr, momentum = np.array(self.given).transpose(2, 0, 1)
     phase, step = np.array(self.steps).repeat(len(start), 0).T
     def ratio(a, b): return np.divide(a, b, out=np.zeros_like(a), where=b > 0)
@@ -152,12 +178,15 @@ def plot(self:Inspector,
     what:str='relative_distance', # a column of `table`
     ax:Axes=None, # matplotlib axes; new if None
 )->Axes:          # the axes
-    "Plot a recorded quantity against the step, a line for each group, over all fits"
+    "Plot a recorded quantity against the step, a line for each group, all fits in a row"
     table = self.table()
     ax = ax or plt.subplots(layout='constrained')[1]
     for i, name in enumerate(self.group_names):
         style, width = ['-', '--', '-.', ':'][i % 4], 2 if name == 'head' else 1.3
-        ax.plot(table[what][table.group == name].to_numpy(), style, label=name, lw=width)
+        values = table[what][table.group == name].to_numpy()
+        ax.plot(self.every * np.arange(len(values)), values, style, label=name, lw=width)
+    for i in np.flatnonzero(np.diff([phase for phase, _ in self.steps])):
+        ax.axvline(self.every * (i + .5), color='.8', lw=.8, zorder=0)
     n_groups = len(self.group_names)
     ax.set(xlabel='step', ylabel=what.replace('_', ' ').replace('lr', 'learning rate'),
            title=f'{n_groups} groups over {len(self.steps)} recorded steps')
@@ -170,17 +199,17 @@ def state_dict(self:Inspector)->dict: # for a checkpoint
     "Give the records and the starting point"
     norms = torch.stack(self.norms) if self.norms else None
     return dict(phase=self.phase, start=self.start, group_names=self.group_names,
-                steps=self.steps, given=self.given, norms=norms)
+                n_rows=self.n_rows, steps=self.steps, given=self.given, norms=norms)
 
 @patch
 def load_state_dict(self:Inspector,
     state:dict, # of `state_dict`
 ):
     "Take the records and the starting point"
-    self.phase, self.group_names, self.given = (state[k] for k in ('phase', 'group_names', 'given'))
-    self.steps, device = state['steps'], next(self.model.parameters()).device
+    for k in ('phase', 'group_names', 'n_rows', 'given', 'steps'): setattr(self, k, state[k])
+    device = next(self.model.parameters()).device
     self.norms = [] if state['norms'] is None else list(state['norms'].to(device))
-    self.start = [[p.to(device) for p in ps] for ps in state['start']]
+    self.start = state['start'].to(device)
 
 # %% ../nbs/04_finetuning.ipynb #freeze
 class KeepStill(Callback):
@@ -271,11 +300,15 @@ def unfreeze(
     if not trained or not set(trained) <= set(names):
         raise ValueError(f'unfreeze: stages among {names} are needed; got {only!r}')
     if batchnorm not in kinds:
-        raise ValueError(f'freeze: batchnorm must be one of {kinds}; got {batchnorm!r}')
+        raise ValueError(f'unfreeze: batchnorm must be one of {kinds}; got {batchnorm!r}')
     if not hasattr(learn, 'keep_still'): learn.add_cb(KeepStill())
     guard = learn.keep_still
     guard.frozen, guard.batchnorm = [n for n in names if n not in trained], batchnorm
     if learn.opt is None: learn.create_opt()
+    if len(learn.opt.param_lists) != len(parts):
+        raise ValueError(f'unfreeze: a group of parameters for each of {names} is needed; got '
+                         f'{len(learn.opt.param_lists)}: make the Learner with '
+                         'splitter=layer_groups')
     learn.opt.clear_state()
     learn.opt.frozen_idx = names.index(trained[0])
     for s in parts:
@@ -321,13 +354,15 @@ def plan_phases(
     n_epochs:int,         # in all, all phases together
     lr_max:object=(2e-3, 1e-2), # as for `lrs_by_group`
     schedule:str='head first',  # or 'gradual', or 'together'
-    n_frozen:int=None,    # of 'head first', epochs of the head alone; a tenth, at least 1, if None
+    n_frozen:int=None,    # in 'head first', epochs of the head alone; a tenth, or 1, if None
     only:object=None,     # names of the stages that train; all if None
     decay:float=None,     # as for `lrs_by_group`
+    batchnorm:str='still',# of frozen stages, as for `freeze`
 )->pd.DataFrame:          # a row a phase: `epochs`, and each group's rate, NaN where it is frozen
     """Plan a fine-tuning: which groups train, for how long, at which rates; kept as `learn.plan`
 
-    Raises `ValueError` for what cannot be planned, such as more phases than epochs."""
+    With fewer epochs than stages, 'gradual' lets several stages join at once. Raises `ValueError`
+    for what cannot be planned, such as `n_frozen` that leaves no epoch for the rest."""
     names = [s.name for s in stages(learn.model)]
     lrs = dict(zip(names, lrs_by_group(lr_max, len(names), decay)))
     only = names if only is None else [only] if isinstance(only, str) else only
@@ -340,6 +375,7 @@ def plan_phases(
     rows = [dict(epochs=n, **{k: lrs[k] if k in trained else np.nan for k in names})
             for n, trained in phases]
     learn.plan = pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name='phase'))
+    learn.plan.attrs['batchnorm'] = batchnorm
     return learn.plan
 
 # %% ../nbs/04_finetuning.ipynb #phases
@@ -349,8 +385,9 @@ def _phases(n_epochs, chosen, schedule, n_frozen):
         raise ValueError(f'plan_phases: a schedule among {SCHEDULES} is needed, and n_frozen with '
                          f"'head first' only; got {schedule!r}, n_frozen={n_frozen}")
     if schedule == 'head first':
-        if n_frozen is None: n_frozen = min(max(1, round(n_epochs / 10)), n_epochs - 1)
-        elif not 1 <= n_frozen < n_epochs or chosen[-1:] == chosen:
+        asked, default = n_frozen, min(max(1, round(n_epochs / 10)), n_epochs - 1)
+        n_frozen = default if asked is None else asked
+        if asked is not None and not 1 <= asked < n_epochs or 'head' not in chosen[1:]:
             raise ValueError('plan_phases: epochs for the head alone and for other stages after it '
                              f'are needed; got n_frozen={n_frozen} of n_epochs={n_epochs}, stages '
                              f"{chosen}: pass schedule='together'")
@@ -368,22 +405,26 @@ def fine_tune(
     n_epochs:int=None,    # in all, all phases together; `learn.plan` as it stands if None
     lr_max:object=(2e-3, 1e-2), # as for `lrs_by_group`
     schedule:str='head first',  # or 'gradual', or 'together'
-    n_frozen:int=None,    # of 'head first', epochs of the head alone; a tenth, at least 1, if None
-    only:object=None,     # names of the stages that train; all if None
-    decay:float=None,     # as for `lrs_by_group`
+    **plan,               # `n_frozen`, `only`, `decay` and `batchnorm`, as for `plan_phases`
 )->Learner:               # the same learner, trained; `learn.plan` and `learn.recipe` say how
     """Run a plan, one cycle of the learning rate for each phase
 
     Raises `ValueError` for what `plan_phases` refuses, or if `learn.plan` was changed into one
     that cannot be run."""
-    if n_epochs is not None: plan_phases(learn, n_epochs, lr_max, schedule, n_frozen, only, decay)
     names = [s.name for s in stages(learn.model)]
-    phases = _read_plan(learn.plan, names)
-    learn.recipe = dict(task=learn.dls.task.name, source=learn.receipt.source, phases=phases,
-                        n_epochs=sum(o['epochs'] for o in phases), bs=learn.dls.bs, wd=learn.wd,
-                        seed=learn.seed)
+    if n_epochs is not None: plan_phases(learn, n_epochs, lr_max, schedule, **plan)
+    elif plan or (lr_max, schedule) != ((2e-3, 1e-2), 'head first'):
+        raise ValueError(f'fine_tune: n_epochs is needed with lr_max={lr_max}, {schedule!r}, '
+                         f'{plan}; got none: without it, learn.plan runs as it stands')
+    own = learn.__dict__   # a learner that others made has no receipt
+    phases = _read_plan(own.get('plan'), names)
+    batchnorm = learn.plan.attrs.get('batchnorm', 'still')
+    learn.recipe = dict(task=getattr(learn.dls.__dict__.get('task'), 'name', None),
+                        source=own['receipt'].source if 'receipt' in own else None,
+                        phases=phases, n_epochs=sum(o['epochs'] for o in phases),
+                        bs=learn.dls.bs, wd=learn.wd, seed=own.get('seed'), batchnorm=batchnorm)
     for phase in phases:
-        unfreeze(learn, list(phase['lr_max']))
+        unfreeze(learn, list(phase['lr_max']), batchnorm)
         rates = np.array([phase['lr_max'].get(n, 0.) for n in names])
         learn.fit_one_cycle(phase['epochs'], rates)
     return learn
@@ -435,44 +476,47 @@ class Features:
 class _Later(Features):
     "Features that are computed when a batch is first asked for"
     def __init__(self, learn, split, n):
-        self.find, self.n, self.found = partial(body_features, learn, split), n, None
+        self.find, self.n, self.view = cache(partial(body_features, learn, split)), n, 0
         self.vocab = list(learn.dls.vocab)
         self.c = len(self.vocab)
 
+    @property
+    def feats(self): return self.find().feats
+    @property
+    def labels(self): return self.find().labels
     def __len__(self): return self.n
-
-    def batch(self, *args):
-        self.found = self.found or self.find()
-        return self.found.batch(*args)
 
 class NextView(Callback):
     "Train each epoch on the next view of `Features`"
+    run_train = run_valid = False   # no event of single batches
     def before_train(self):
         data = self.dls.train_ds
         data.view = self.epoch % len(data.feats)
 
 # %% ../nbs/04_finetuning.ipynb #features-key
-def _pictures_key(data):
-    "What stands for the pictures of a data set; None if nothing does"
+def _pictures_key(data, task):
+    "What stands for the pictures of a data set, and their labels; None if nothing does"
     if isinstance(data, TaskSplit):
         return digest(dict(images=data.images[data.idxs], labels=data.labels[data.idxs]))
     items = getattr(data, 'items', [])
-    if not len(items) or not all(isinstance(o, Path) for o in items): return None
+    if task is None or not len(items) or not all(isinstance(o, Path) for o in items): return None
     return [(str(o), (s := o.stat()).st_size, s.st_mtime_ns) for o in items]
+
+_KEPT = WeakKeyDictionary()   # of each learner: (split, n_views) → key and features
 
 def _features_key(learn, body, data, n_views, seed):
     "Hash of all that features depend on; None if that cannot be said"
-    pictures = _pictures_key(data)
+    task = learn.dls.__dict__.get('task')
+    pictures = _pictures_key(data, task)
     if pictures is None: return None
     used = [o for o in learn.dls.train.after_batch.fs if n_views or o.split_idx != 0]
     known = IntToFloatTensor, Normalize, BatchAugment
     if not all(isinstance(o, known) for o in used): return None
     tfms = [(type(o).__name__, {k: v for k, v in vars(o).items() if isinstance(v, (int, float))})
             for o in used]
-    size_px = getattr(learn.dls.__dict__.get('task'), 'size_px', None)
     facts = [digest(dict(body.state_dict())), str(body), pictures, normalization(learn.dls), tfms,
-             size_px, str(_precision(learn)), n_views, seed if n_views else None,
-             list(learn.dls.vocab)]
+             getattr(task, 'size_px', None), str(_precision(learn)), list(learn.dls.vocab),
+             (n_views, seed) if n_views else None]
     text = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
     return digest(dict(facts=text))
 
@@ -533,7 +577,7 @@ def body_features(
                          f'it is train; got {split!r}, n_views={n_views}')
     body, loader = body_and_head(learn.model)[0], learn.dls[splits.index(split)]
     key = _features_key(learn, body, loader.dataset, n_views, seed)
-    kept = learn.__dict__.setdefault('kept_features', {})
+    kept = _KEPT.setdefault(learn, {})
     if key and kept.get((split, n_views), (None,))[0] == key: return kept[split, n_views][1]
     mapped = _Mapped(key or os.getpid())
     found = in_memory is not True and key and mapped.open()
@@ -548,11 +592,12 @@ def body_features(
 # %% ../nbs/04_finetuning.ipynb #compute-features
 def _compute(learn, body, loader, n_views, seed, mapped, in_memory):
     "Features and labels of all pictures of a loader"
-    dl = loader.new(shuffle=False, drop_last=False, bs=learn.dls[1].bs)
+    bs = min(learn.dls[1].bs, max(128, learn.dls[0].bs))   # larger ones outgrow a CPU's caches
+    dl = loader.new(shuffle=False, drop_last=False, bs=bs)
     dl.rng = Random(seed)
     learn.model.to(learn.dls.device)
     layout, precision = _layout(learn), _precision(learn)
-    feats, labels, kind = None, [], learn.dls.device.type
+    feats, labels, kind = None, [], torch.device(learn.dls.device).type
     bar = progress_bar if any(isinstance(cb, ProgressCallback) for cb in learn.cbs) else iter
     with evaluating(body), torch.autocast(kind, precision, precision != torch.float32), \
             dl.dataset.set_split_idx(0 if n_views else 1):
@@ -599,7 +644,8 @@ def head_learner(
                TaskDL(valid, learn.dls[1].bs, device=device)]
     loaders[0].rng, precision = copy(own.rng), _precision(learn)
     rounding = [] if precision == torch.float32 else [Autocast(precision)]
-    return Learner(DataLoaders(*loaders, device=device), head, loss_func=learn.loss_func,
+    return Learner(DataLoaders(*loaders, device=device, path=learn.path), head,
+                   path=learn.path, model_dir=learn.model_dir, loss_func=learn.loss_func,
                    opt_func=learn.opt_func, metrics=learn.metrics, wd=learn.wd,
                    cbs=[Curves(), StopOnNaN(), NextView(), *rounding, *(cbs or [])])
 

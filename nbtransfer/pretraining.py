@@ -199,7 +199,7 @@ class Layout(Callback):
 
 class Curves(Callback):
     "Keep each epoch's losses and accuracy in `rows`, over all fits of a learner"
-    order = 60
+    order, run_train, run_valid = 60, False, False   # no event of single batches
     def __init__(self):
         "Start with no rows"
         self.rows, self.trained = [], False
@@ -236,7 +236,7 @@ def _finite(tensors): return all(bool(torch.isfinite(t).all()) for t in tensors)
 
 # %% ../nbs/02_pretraining.ipynb #find-nan
 def _bad_stage(model, xb):
-    "Name of the first stage that gives out a number that is none, evaluated; None if none does"
+    "Name of the first stage whose output is not finite, in evaluation; None if there is none"
     bad = []
     def look(name, module, args, out):
         if isinstance(out, Tensor) and not _finite([out]): bad.append(name)
@@ -250,26 +250,33 @@ def _bad_stage(model, xb):
     return bad[0] if bad else None
 
 def _where_not_finite(learn):
-    "Words that say where the first number is that is none"
+    "Words that say where the first number is that is not finite"
     for name, params in zip(group_names(learn), learn.opt.param_lists):
-        if not _finite(params): return f'group {name} has parameters that are no numbers'
-    if not _finite(learn.xb): return 'the pictures of this batch are no numbers'
+        if not _finite(params): return f'group {name} has parameters that are not finite'
+    if not _finite(learn.xb): return 'the pictures of this batch are not finite'
     stage = _bad_stage(learn.model, learn.xb)
-    return f'group {stage} gives out no numbers' if stage else 'all groups are still finite'
+    if stage is None: return 'all groups are still finite'
+    return f'group {stage} gives out numbers that are not finite'
 
 # %% ../nbs/02_pretraining.ipynb #stop-on-nan
 class StopOnNaN(Callback):
-    "Stop a fit whose loss is infinite or no number, before the step that would spread it"
+    "Stop a fit whose loss or parameters are not finite, before the next step"
     def before_backward(self):
-        if hasattr(self.learn, 'lr_finder') or torch.isfinite(self.loss).all(): return
-        where = _where_not_finite(self.learn)
+        if not torch.isfinite(self.loss).all(): self._stop()
+
+    def after_train(self):   # the last step had no loss after it
+        if not _finite(self.model.parameters()): self._stop()
+
+    def _stop(self):
+        if hasattr(self.learn, 'lr_finder'): return
         kept = [cb.file for cb in self.learn.cbs if isinstance(cb, Checkpoint)]
         last = [f'the last good checkpoint is {f}' for f in kept if f.exists()]
         last = last[0] if last else 'no checkpoint was kept'
         lr = max(h['lr'] for h in self.opt.hypers)
-        raise RuntimeError(f'StopOnNaN: a finite loss is needed; got {self.loss.item()} at step '
-                           f'{self.train_iter} (epoch {self.epoch}), where {where}; {last}: lower '
-                           f'lr_max, which was {lr:.2g} here, or look at the data')
+        raise RuntimeError(f'StopOnNaN: finite numbers are needed; got loss {self.loss.item()} at '
+                           f'step {self.train_iter} (epoch {self.epoch}), where '
+                           f'{_where_not_finite(self.learn)}; {last}: lower lr_max, which was '
+                           f'{lr:.2g} here, or look at the data')
 
 # %% ../nbs/02_pretraining.ipynb #task-learner
 def task_learner(
@@ -340,8 +347,9 @@ def plot_curves(
 )->list:           # the two axes
     "Plot losses and accuracy by epoch; raises `RuntimeError` if nothing was trained"
     rows = pd.DataFrame(learn.curves.rows)
-    if not len(rows):
-        raise RuntimeError('plot_curves: a trained learner is needed; this one has none: fit it')
+    if 'valid_loss' not in rows:
+        raise RuntimeError('plot_curves: epochs that were trained and validated are needed; this '
+                           'learner has none: fit it without SkipValid')
     if axs is None: axs = plt.subplots(1, 2, figsize=(9, 3.5), layout='constrained')[1]
     train, valid, acc = (rows[c].tolist() for c in ('train_loss', 'valid_loss', 'accuracy'))
     epochs = range(1, len(train) + 1)
@@ -358,12 +366,14 @@ def plot_curves(
 # %% ../nbs/02_pretraining.ipynb #quiet
 class Quiet(Callback):
     "Train without progress bars and without a printed table"
+    run_train = run_valid = False
     def after_create(self):
         self.learn.remove_cb(ProgressCallback)
         self.learn.logger = lambda *args: None
 
 class SkipValid(Callback):
     "Leave out validation between the epochs of a fit"
+    run_train = run_valid = False
     def __init__(self):
         "Nothing is trained yet"
         self.trained = False
@@ -539,8 +549,10 @@ def _set_random(self:Checkpoint, state):
 @patch
 def _run(self:Checkpoint):
     "What has to be the same in the run that goes on"
+    data, recipe = self.dls.train_ds, self.learn.__dict__.get('recipe')
     return dict(epochs=self.learn.n_epoch, batches=len(self.dls.train),
-                parameters=count_params(self.model))
+                parameters=count_params(self.model), recipe=json.dumps(recipe),
+                pictures=digest(dict(idxs=data.idxs)) if isinstance(data, TaskSplit) else len(data))
 
 @patch
 def _check(self:Checkpoint):
@@ -555,7 +567,6 @@ def _check(self:Checkpoint):
 def _save(self:Checkpoint, batch):
     "Write the state after `batch` batches of this epoch, or of a finished fit if None"
     self.written = 0, time.monotonic()
-    if not _finite(self.model.parameters()): return   # keep the last good one
     own = {cb.name: cb.state_dict() for cb in self.learn.cbs if hasattr(type(cb), 'state_dict')}
     state = dict(place=[len(self.runs), self.epoch, batch], runs=[*self.runs, self._run()],
                  begun=self.begun, now=self._random(), model=dict(self.model.state_dict()),
@@ -563,6 +574,7 @@ def _save(self:Checkpoint, batch):
                  progress=[self.pct_train, self.train_iter])
     tensors = {}
     facts = json.dumps(_pack(state, tensors))
+    if not _finite(tensors.values()): return   # keep the last good one
     sealed = dict(checkpoint=facts, sha256=_seal(facts, tensors))
     with write_whole(self.file) as f: f.write(save(tensors, metadata=sealed))
 

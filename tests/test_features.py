@@ -70,12 +70,12 @@ def states_equal(a, b): return all(torch.equal(t, b[n]) for n, t in a.items())
 def cloned(model): return {n: t.clone() for n, t in model.state_dict().items()}
 
 class Passes:
-    "Counts the batches that go through a body; raises an error at one"
+    "Counts the batches and pictures that go through a body; raises an error at a batch"
     def __init__(self, learn, fail_at=None, error=None):
-        self.n, self.fail_at, self.error = 0, fail_at, error
+        self.pictures, self.n, self.fail_at, self.error = 0, 0, fail_at, error
         learn.model[0].register_forward_hook(self)
-    def __call__(self, *args):
-        self.n += 1
+    def __call__(self, body, args, out):
+        self.pictures, self.n = self.pictures + len(out), self.n + 1
         if self.n == self.fail_at: raise self.error
 
 @pytest.fixture
@@ -302,7 +302,7 @@ def test_splits_and_learners_are_kept_apart():
             for split in splits:
                 feats = body_features(o, split)
                 assert kept.setdefault((id(o), split), feats) is feats
-    assert [o.n for o in passes] == [3, 3] and len({len(o) for o in kept.values()}) == 3
+    assert len({o.pictures for o in passes} | {sum(len(data) for data in kept.values()) // 2}) == 1 and len({len(o) for o in kept.values()}) == 3
 
 def test_training_a_head_computes_once(cache_folder):
     learn = carried(augment=True)
@@ -311,7 +311,7 @@ def test_training_a_head_computes_once(cache_folder):
         head = head_learner(learn, 2, cbs=[Quiet()])
         head.fit(3, 1e-2)
         linear_probe(learn, 2, Cs=[.1])
-    assert passes.n == 3 and files(cache_folder) == []   # two views, and valid
+    assert passes.pictures == 2 * 50 + len(learn.dls.valid_ds) and files(cache_folder) == []   # two views, and valid
 
 def test_validation_that_is_skipped_needs_no_features():
     "Nor does a learner that was made and not used"
@@ -612,7 +612,7 @@ def test_plain_learners(model, tmp_path, cache_folder):
     new, feats = bare(model), body_features(cached, 'test').feats
     passes = [Passes(o) for o in (live, new)]
     assert torch.equal(body_features(live, 'test', in_memory=False).feats, feats) and len(files(cache_folder)) == 2
-    assert torch.equal(body_features(new, 'test').feats, feats) and [o.n for o in passes] == [1, 0]
+    assert torch.equal(body_features(new, 'test').feats, feats) and [o.pictures for o in passes] == [feats.shape[1], 0]
     if model is unnamed:
         table = linear_probe(cached, Cs=[.01, .1])
         assert cached.validate()[1] == pytest.approx(table.valid_accuracy.max())

@@ -484,8 +484,8 @@ def test_changed_byte_is_refused(cut_off):
     assert missed == []
 
 others = {   # runs that are not the one that was cut off
-    'more epochs': (lambda *cbs: tuned('tiny', 'head first', 5, *cbs), ('with epochs 2; got 4',)),
-    'fewer epochs': (lambda *cbs: tuned('tiny', 'head first', 2, *cbs), ('with epochs 2; got 1',)),
+    'more epochs': (lambda *cbs: tuned('tiny', 'head first', 5, *cbs), ('with recipe', '"n_epochs": 3', 'got', '"n_epochs": 5')),
+    'fewer epochs': (lambda *cbs: tuned('tiny', 'head first', 2, *cbs), ('with recipe', '"n_epochs": 3', 'got', '"n_epochs": 2')),
     'other batches': (lambda *cbs: tuned('tiny', 'head first', 3, *cbs, bs=10), ('with batches 3; got 5',)),
     'other network': (lambda *cbs: tuned('resnet9', 'head first', 3, *cbs), ('with parameters', '; got')),
     'other first phase': (lambda *cbs: fine_tune(carried('tiny', *cbs), 4, n_frozen=2), ('with', 'got')),
@@ -528,7 +528,7 @@ def test_nan_stops_and_what_was_good_goes_on(what, name, tmp_path):
     path, train = tmp_path/'run', partial(tuned, name, 'head first', 3)
     whole, _ = uncut_tuning(name, 'head first', 3)
     for step in (1, 4):   # the second phase has 6, the first 3
-        with saying('StopOnNaN: a finite loss', f'the last good checkpoint is {path}: lower', error=RuntimeError):
+        with saying('StopOnNaN: finite numbers', f'the last good checkpoint is {path}: lower', error=RuntimeError):
             train(Checkpoint(path, 1, resume=True), Poison(what, step))
         assert all_finite(path)
     assert differing(end(again_and_again(train, path, [])), whole) == []
