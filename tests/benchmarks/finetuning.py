@@ -3,25 +3,22 @@
     python tests/benchmarks/finetuning.py
 
 Needs CIFAR-10 and CIFAR-100, which fastai downloads. A source is trained on CIFAR-10; the target is CIFAR-100 with `--per-class`
-labels of each class. Contenders run one after the other within each repeat; ratios are medians over repeats."""
+labels of each class. Contenders run one after the other within each repeat; ratios are medians over repeats. The aims: ten epochs
+of a head on features at least 5 times as fast as fastai's frozen ones for article_cnn and 10 times for resnet9; the accuracy of ten
+epochs from scratch in at most a third of the time; the inspector under 5 % of a step."""
 import argparse, time
 from functools import partial
 from pathlib import Path
 from statistics import median
 import pandas as pd
 import torch
-from fastai.vision.all import Callback, CancelTrainException, CrossEntropyLossFlat, Learner, accuracy
+from fastai.vision.all import CrossEntropyLossFlat, Learner, accuracy
 from fastprogress import fastprogress
+from loaders import Stop
 from nbtransfer.all import (Inspector, Quiet, SkipValid, body_features, cifar10, cifar100, compute_settings, fine_tune, freeze,
-    head_learner, layer_groups, linear_probe, pretrain, read_source, save_weights, stages, transfer_learner)
+    head_learner, layer_groups, pretrain, read_source, save_weights, stages, transfer_learner)
 
 fastprogress.NO_BAR = True
-
-class Stop(Callback):
-    "End an epoch after `n` steps"
-    def __init__(self, n): self.n = n
-    def after_batch(self):
-        if self.training and self.iter + 1 >= self.n: raise CancelTrainException
 
 def seconds(f):
     start = time.perf_counter()
