@@ -120,11 +120,14 @@ class Inspector(Callback):
         self.steps, self.given, self.norms = [], [], []
 
     def before_fit(self): self.begins, self.grads = True, None
+    def before_train(self): self._begin_epoch()
+    def before_step(self): self._look_before()
+    def after_step(self): self._look_after()
 
 # %% ../nbs/04_finetuning.ipynb #inspector-steps
 @patch
 @torch.no_grad()
-def before_train(self:Inspector):
+def _begin_epoch(self:Inspector):
     if hasattr(self.learn, 'lr_finder'): return
     if self.begins:
         self.phase, self.begins = self.phase + 1, False
@@ -135,14 +138,14 @@ def before_train(self:Inspector):
 
 @patch
 @torch.no_grad()
-def before_step(self:Inspector):
+def _look_before(self:Inspector):
     if hasattr(self.learn, 'lr_finder') or self.train_iter % self.every: return
     self.grads = _row_norms(self.now.fill([p.grad for p in self.now.params]))
     self.before.fill(self.now.params)
 
 @patch
 @torch.no_grad()
-def after_step(self:Inspector):
+def _look_after(self:Inspector):
     if self.grads is None: return
     after, before = self.now.fill(self.now.params), self.before.rows
     norms = [self.grads, _row_norms(before), _row_norms(before.sub_(after)),
@@ -489,6 +492,9 @@ class _Later(Features):
 class NextView(Callback):
     "Train each epoch on the next view of `Features`"
     run_train = run_valid = False   # no event of single batches
+    def __init__(self):
+        "Nothing is to be kept"
+
     def before_train(self):
         data = self.dls.train_ds
         data.view = self.epoch % len(data.feats)

@@ -261,6 +261,9 @@ def _where_not_finite(learn):
 # %% ../nbs/02_pretraining.ipynb #stop-on-nan
 class StopOnNaN(Callback):
     "Stop a fit whose loss or parameters are not finite, before the next step"
+    def __init__(self):
+        "Nothing is to be kept"
+
     def before_backward(self):
         if not torch.isfinite(self.loss).all(): self._stop()
 
@@ -478,9 +481,16 @@ class Checkpoint(Callback):
         self.found = _read_checkpoint(self.file) if self.file.exists() else None
         self.runs, self.trains, self.jump = [], False, None   # `runs`: the fits before this one
 
+    def before_fit(self): self._look_where()
+    def before_train(self): self._begin_epoch()
+    def before_batch(self): self._let_pass()
+    def after_batch(self): self._count_batch()
+    def after_fit(self): self._end_fit()
+
 # %% ../nbs/02_pretraining.ipynb #checkpoint-events
 @patch
-def before_fit(self:Checkpoint):
+def _look_where(self:Checkpoint):
+    "Jump to the epoch in which the run was cut off"
     self.trains = False
     if self.jump: self.learn.remove_cb(self.jump)   # of a fit that was interrupted
     self.jump = None
@@ -494,7 +504,8 @@ def before_fit(self:Checkpoint):
     if bar and skips: bar.update(0)   # it has to be begun to be ended
 
 @patch
-def before_train(self:Checkpoint):   # `validate` has none
+def _begin_epoch(self:Checkpoint):
+    "Remember the random generators, or set them as they were"
     if hasattr(self.learn, 'lr_finder'): return
     if not self.trains: self.trains, self.written = True, (0, time.monotonic())
     if self.found:
@@ -503,14 +514,16 @@ def before_train(self:Checkpoint):   # `validate` has none
     self.begun = self._random()
 
 @patch
-def before_batch(self:Checkpoint):
+def _let_pass(self:Checkpoint):
+    "Do not train what was trained before"
     if not (self.training and self.trains and self.found): return
     self.recorder.cancel_train = True   # there is nothing to measure
     raise CancelBatchException
 
 # %% ../nbs/02_pretraining.ipynb #checkpoint-after
 @patch
-def after_batch(self:Checkpoint):
+def _count_batch(self:Checkpoint):
+    "Write, or become what was written"
     if not self.training or not self.trains: return
     if self.found:
         if self.iter + 1 == self.found['place'][2]: self._restore()
@@ -523,7 +536,8 @@ def after_batch(self:Checkpoint):
         self._save(self.iter + 1)
 
 @patch
-def after_fit(self:Checkpoint):
+def _end_fit(self:Checkpoint):
+    "Write the end of a fit; count it"
     jump, self.jump = self.jump, None
     if jump:
         self.learn.remove_cb(jump)
