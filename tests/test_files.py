@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 from helpers import saying   # first of ours: this checkout, whatever is installed
-from nbtransfer import weights
+from nbtransfer import networks, weights
 from nbtransfer.networks import resnet9
 from nbtransfer.pretraining import task_learner
 from nbtransfer.tasks import digits

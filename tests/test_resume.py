@@ -244,7 +244,8 @@ print(run('run'), run('whole'))
 def test_killed_processes(tmp_path):
     "Processes that the system kills, at a step or while they write, and the last one that runs to the end"
     (tmp_path/'script.py').write_text(SCRIPT)
-    printed = run_ok(['python', '-W', 'ignore', 'script.py'], tmp_path, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1').splitlines()
+    printed = run_ok(['python', '-W', 'ignore', 'script.py'], tmp_path, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1',
+        PYTHONUNBUFFERED='1').splitlines()
     resumed, whole = printed[-1].split()
     assert resumed == whole and sum('killed' in line for line in printed) == 6
     assert sum('goes on from run' in line for line in printed) >= 4, printed
