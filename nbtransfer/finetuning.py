@@ -9,7 +9,7 @@ __all__ = ['SCHEDULES', 'transfer_learner', 'Inspector', 'KeepStill', 'freeze', 
            'fine_tune', 'Features', 'NextView', 'body_features', 'head_learner', 'linear_probe']
 
 # %% ../nbs/04_finetuning.ipynb #imports
-import json, os, shutil, time, warnings
+import hashlib, json, os, shutil, time, warnings
 from copy import copy
 from functools import cache, partial
 from numbers import Real
@@ -304,14 +304,14 @@ def unfreeze(
         raise ValueError(f'unfreeze: stages among {names} are needed; got {only!r}')
     if batchnorm not in kinds:
         raise ValueError(f'unfreeze: batchnorm must be one of {kinds}; got {batchnorm!r}')
-    if not hasattr(learn, 'keep_still'): learn.add_cb(KeepStill())
-    guard = learn.keep_still
-    guard.frozen, guard.batchnorm = [n for n in names if n not in trained], batchnorm
     if learn.opt is None: learn.create_opt()
     if len(learn.opt.param_lists) != len(parts):
         raise ValueError(f'unfreeze: a group of parameters for each of {names} is needed; got '
                          f'{len(learn.opt.param_lists)}: make the Learner with '
                          'splitter=layer_groups')
+    if not hasattr(learn, 'keep_still'): learn.add_cb(KeepStill())
+    guard = learn.keep_still
+    guard.frozen, guard.batchnorm = [n for n in names if n not in trained], batchnorm
     learn.opt.clear_state()
     learn.opt.frozen_idx = names.index(trained[0])
     for s in parts:
@@ -521,15 +521,14 @@ def _features_key(learn, body, data, n_views, seed):
     tfms = [(type(o).__name__, {k: v for k, v in vars(o).items() if isinstance(v, (int, float))})
             for o in used]
     facts = [digest(dict(body.state_dict())), str(body), pictures, normalization(learn.dls), tfms,
-             getattr(task, 'size_px', None), str(_precision(learn)), list(learn.dls.vocab),
-             (n_views, seed) if n_views else None]
-    text = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
-    return digest(dict(facts=text))
+             getattr(task, 'size_px', None), str(_compute_of(learn).precision),
+             list(learn.dls.vocab), (n_views, seed) if n_views else None]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
-def _precision(learn):
-    "What the body computes in"
-    compute = learn.__dict__.get('compute')
-    return compute.precision if compute else torch.float32
+def _compute_of(learn):
+    "How the body computes: as a learner of ours says, else plainly"
+    device = torch.device(learn.dls.device)
+    return learn.__dict__.get('compute') or Compute(device, False, torch.float32, False)
 
 # %% ../nbs/04_finetuning.ipynb #features-place
 def _old(file, days=30): return time.time() - file.stat().st_mtime > days * 86_400
@@ -602,15 +601,15 @@ def _compute(learn, body, loader, n_views, seed, mapped, in_memory):
     dl = loader.new(shuffle=False, drop_last=False, bs=bs)
     dl.rng = Random(seed)
     learn.model.to(learn.dls.device)
-    layout, precision = _layout(learn), _precision(learn)
-    feats, labels, kind = None, [], torch.device(learn.dls.device).type
+    how, feats, labels = _compute_of(learn), None, []
     bar = progress_bar if any(isinstance(cb, ProgressCallback) for cb in learn.cbs) else iter
-    with evaluating(body), torch.autocast(kind, precision, precision != torch.float32), \
+    with evaluating(body), torch.autocast(
+            how.device.type, how.precision, how.precision != torch.float32), \
             dl.dataset.set_split_idx(0 if n_views else 1):
         for view in range(max(1, n_views)):
             at = 0
             for x, y in bar(dl):
-                out = body(x.as_subclass(Tensor).contiguous(memory_format=layout)).float()
+                out = body(x.as_subclass(Tensor).contiguous(memory_format=how.layout)).float()
                 if feats is None:
                     shape = max(1, n_views), len(dl.dataset), *out.shape[1:]
                     feats, in_memory = _room(shape, out.device, mapped, in_memory)
@@ -621,11 +620,6 @@ def _compute(learn, body, loader, n_views, seed, mapped, in_memory):
     if in_memory: return feats, labels
     del feats
     return mapped.close(labels)
-
-def _layout(learn):
-    "Memory format of the body's pictures"
-    compute = learn.__dict__.get('compute')
-    return compute.layout if compute else torch.contiguous_format
 
 def _room(shape, device, mapped, in_memory):
     "An empty tensor, and whether it is in memory"
@@ -648,7 +642,7 @@ def head_learner(
     own = learn.dls.train
     loaders = [TaskDL(train, own.bs, shuffle=True, drop_last=own.drop_last, device=device),
                TaskDL(valid, learn.dls[1].bs, device=device)]
-    loaders[0].rng, precision = copy(own.rng), _precision(learn)
+    loaders[0].rng, precision = copy(own.rng), _compute_of(learn).precision
     rounding = [] if precision == torch.float32 else [Autocast(precision)]
     return Learner(DataLoaders(*loaders, device=device, path=learn.path), head,
                    path=learn.path, model_dir=learn.model_dir, loss_func=learn.loss_func,

@@ -1,7 +1,9 @@
 "What several test files share: where things are, how to read notebooks and run commands, and what to expect"
 import ast, json, os, re, shutil, subprocess, sys
 from pathlib import Path
+import numpy as np
 import pytest
+from PIL import Image
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,3 +60,12 @@ def saying(*parts, error=ValueError):
     return pytest.raises(error, match='.*'.join(map(re.escape, parts)))
 
 def some(n): return settings(max_examples=n, deadline=None, derandomize=True)
+
+def write_folder(path, n):
+    "Two classes of small pictures in files"
+    rng = np.random.default_rng(0)
+    for i in range(n):
+        file = path/('cat', 'dog')[i % 2]/f'{i:02}.png'
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(file)
+    return path

@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
-from helpers import saying, some
+from helpers import saying, some, write_folder
 from nbtransfer import finetuning
 from nbtransfer.finetuning import Features, body_features, freeze, head_learner, linear_probe, transfer_learner
 from nbtransfer.networks import article_cnn, create_network, layer_groups, resnet9
@@ -185,17 +185,9 @@ def test_an_epoch_takes_the_next_view(n_views):
 
 augments = dict(article=True, crop=[ReflectCrop(mirror=False), Cutout()], fastai=None, files=True)
 
-def write_folder(path, n=24):
-    rng = np.random.default_rng(0)
-    for i in range(n):
-        file = path/('cat', 'dog')[i % 2]/f'{i:02}.png'
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(file)
-    return path
-
 @pytest.mark.parametrize('name', augments)
 def test_views_are_chosen_by_the_seed_alone(name, tmp_path):
-    task = image_folder(write_folder(tmp_path/'pets'), in_memory=False) if name == 'files' else few
+    task = image_folder(write_folder(tmp_path/'pets', 24), in_memory=False) if name == 'files' else few
     def views(k, chance, seed=0):
         learn = carried(task=task, augment=aug_transforms() if name == 'fastai' else augments[name], bs=8)
         set_seed(chance)
@@ -409,7 +401,7 @@ def test_old_files_go(cache_folder):
 # Pictures that stay in their files
 
 @pytest.fixture
-def pets(tmp_path): return write_folder(tmp_path/'pets')
+def pets(tmp_path): return write_folder(tmp_path/'pets', 24)
 
 def of_files(pets, size_px=32, **kwargs): return image_folder(pets, size_px, in_memory=False, **kwargs)
 

@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load, save
 from torch import nn
-from helpers import ROOT, run_ok, saying, some
+from helpers import ROOT, run_ok, saying, some, write_folder
 from nbtransfer import pretraining
 from nbtransfer.finetuning import Inspector, fine_tune, transfer_learner
 from nbtransfer.networks import article_cnn, create_network, resnet9
@@ -156,19 +156,10 @@ def of_files(path, *cbs):
     learn.fit_one_cycle(2, 5e-3)
     return learn
 
-def write_folder(path, n=46):
-    "Two classes of small pictures in files"
-    rng = np.random.default_rng(0)
-    for i in range(n):
-        file = path/('cat', 'dog')[i % 2]/f'{i:02}.png'
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(file)
-    return path
-
 pet_network = partial(resnet9, 2, width=2)
 
 @cache
-def file_task(path): return image_folder(write_folder(path), 16, valid_frac=.2, in_memory=False)
+def file_task(path): return image_folder(write_folder(path, 46), 16, valid_frac=.2, in_memory=False)
 
 chances = {   # runs that draw from one generator or another
     'augmented pretraining': lambda path, *cbs: pretrained(*cbs),
