@@ -56,6 +56,7 @@ def _add_options(command, run):
     if run is not _pretrain: command.add_argument('--target', required=True, help=_TASKS)
     archs = 'article_cnn, resnet9, or a timm or torchvision name'
     add('--arch', 'resnet9', f'network to pretrain: {archs}', 'NAME')
+    if run is _pretrain: _add_recipe(add)
     _add_budget(add, run)
     add('--size', 32, 'height and width of pictures from a folder, in pixels', 'PX')
     flag('--convert', 'convert grey, transparent and 16-bit pictures of a folder')
@@ -63,6 +64,18 @@ def _add_options(command, run):
     if run is not _compare: flag('--resume', 'go on with a run in --out that was cut off')
 
 # %% ../nbs/15_cli.ipynb #budget-options
+_AUGMENT = 'article', 'crop', 'none'
+
+def _add_recipe(add):
+    "How a network is pretrained"
+    add('--width', None, 'width of a resnet9: channels of its stem (default 16)', type=int)
+    add('--lr', None, 'top of the one-cycle schedule (default: what suits the network)', 'LR',
+        type=float)
+    add('--wd', .01, 'decoupled weight decay', 'WD')
+    add('--smoothing', 0., 'label smoothing, in [0, 1)', 'SHARE')
+    add('--augment', 'article', "the article's turns, shifts and mirror images; crop: whole pixels, "
+        'mirror images and a hidden square; none', f'{{{",".join(_AUGMENT)}}}', choices=_AUGMENT)
+
 def _add_budget(add, run):
     "How much of what is trained, and how often"
     passes = 'passes over the training pictures'
@@ -96,10 +109,15 @@ def _check_out(args):
 
 def _check_numbers(args):
     "Refuse numbers that no command can use"
-    for name in ('epochs', 'source_epochs', 'seeds', 'batch_size', 'size'):
+    for name in ('epochs', 'source_epochs', 'seeds', 'batch_size', 'size', 'width'):
         n = getattr(args, name, None)
         if n is not None and n < 1:
             raise ValueError(f'--{name.replace("_", "-")} must be 1 or more; got {n}')
+    lr, wd, smoothing = (getattr(args, o, None) for o in ('lr', 'wd', 'smoothing'))
+    if lr is not None and not 0 < lr < 1: raise ValueError(f'--lr must be in (0, 1); got {lr}')
+    if wd is not None and not 0 <= wd < 1: raise ValueError(f'--wd must be in [0, 1); got {wd}')
+    if smoothing is not None and not 0 <= smoothing < 1:
+        raise ValueError(f'--smoothing must be in [0, 1); got {smoothing}')
 
 def _write(path, save):
     "Call `save` with a name beside `path`, then rename"
@@ -141,11 +159,16 @@ def _task(nb, name, args):
 # %% ../nbs/15_cli.ipynb #check-network
 def _check_network(nb, args, task):
     "Refuse a network that is unknown, or does not take the task's pictures"
-    model = nb.create_network(args.arch, task.n_classes)
+    try: model = nb.create_network(args.arch, task.n_classes, **_width(args))
+    except TypeError as e:
+        raise ValueError(f'a network that has a width is needed for --width; {args.arch} has none: '
+                         'leave it out') from e
     try: nb.count_flops(model, task.size_px)
     except (AssertionError, RuntimeError) as e:
         raise ValueError(f'a network that takes {task.size_px}×{task.size_px} pictures is needed; '
                          f'{args.arch} does not ({e}): name another, or a --size') from e
+
+def _width(args): return dict(width=args.width) if getattr(args, 'width', None) else {}
 
 def _few(task, args, seed): return task.subset(args.per_class, seed) if args.per_class else task
 
@@ -198,14 +221,20 @@ def _finish(args, accs):
     print(f'{len(accs)} seeds: {mean(accs):.1f} ± {stdev(accs):.1f} % (mean ± sd)')
 
 # %% ../nbs/15_cli.ipynb #pretrain
+def _augment(nb, args, task):
+    "What `pretrain` takes for `--augment`"
+    crop = [nb.ReflectCrop(mirror=task.mirror), nb.Cutout()]
+    return dict(zip(_AUGMENT, (True, crop, [])))[args.augment]
+
 def _pretrain(args):
     nb = _library()
     task, accs = _task(nb, args.source, args), []
     _check_network(nb, args, task)
     for seed in range(args.seeds):
         few = _few(task, args, seed)
-        learn = nb.pretrain(few, args.arch, args.epochs, bs=args.batch_size, seed=seed,
-                            cbs=[_checkpoint(nb, args, seed), *_quiet(nb)])
+        learn = nb.pretrain(few, args.arch, args.epochs, args.lr, args.batch_size,
+                            _augment(nb, args, task), args.wd, seed, smoothing=args.smoothing,
+                            cbs=[_checkpoint(nb, args, seed), *_quiet(nb)], **_width(args))
         stem = f'{args.arch.replace("/", "-")}-{task.name}'
         accs.append(_keep(nb, args, learn, stem, seed, half=True))
     _save_figure(args.out/'curves.png', nb.plot_curves(learn)[0])

@@ -42,14 +42,16 @@ def evaluating(
     finally:
         for m, mode in modes: m.training = mode
 
-def _flop_counter(model, size_px, n_in):
-    "The counter after one forward pass of one picture, attention counted product by product"
+def _flop_counter(model, size_px, n_in, backward=False):
+    "The counter after one pass of one picture, attention counted product by product"
     p, fast = next(model.parameters()), torch.backends.mha.get_fastpath_enabled()
     x = torch.zeros(1, n_in, size_px, size_px, device=p.device, dtype=p.dtype)
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with evaluating(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as c:
-            model(x)
+        with (evaluating(model), sdpa_kernel(SDPBackend.MATH), torch.set_grad_enabled(backward),
+              FlopCounterMode(display=False) as c):
+            out, trained = model(x), [o for o in model.parameters() if o.requires_grad]
+            if backward and trained: torch.autograd.grad(out.sum(), trained, allow_unused=True)
     finally: torch.backends.mha.set_fastpath_enabled(fast)
     return c
 
@@ -57,9 +59,10 @@ def count_flops(
     model:nn.Module, # any network that takes pictures
     size_px:int=32,  # height and width of the picture
     n_in:int=3,      # channels
-)->int:              # multiplications and additions in one forward pass of one picture
+    backward:bool=False, # whether to add the backward pass to all parameters that train
+)->int:              # multiplications and additions for one picture
     "Count the FLOPs of `model` in one forward pass; a multiplication and an addition are two"
-    return _flop_counter(model, size_px, n_in).get_total_flops()
+    return _flop_counter(model, size_px, n_in, backward).get_total_flops()
 
 # %% ../nbs/01_networks.ipynb #assemble
 def _assemble(name, body, head, **kwargs):

@@ -292,6 +292,7 @@ def task_learner(
     wd:float=.01,      # decoupled weight decay
     cbs:list=None,     # fastai callbacks
     compute:Compute=None, # the choice of `compute_settings` if None
+    smoothing:float=0., # of the labels in the loss, in [0, 1); mean cross-entropy if 0
     **kwargs,          # of fastai's `Learner`
 )->Learner:            # not yet trained; `dls` holds train, valid and test
     "Make a `Learner` for `task`; raises `ValueError` if the head has another number of classes"
@@ -306,7 +307,8 @@ def task_learner(
     opt_func = partial(OptimWrapper, opt=torch.optim.AdamW, fused=compute.fused)
     rounding = [] if compute.precision == torch.float32 else [Autocast(compute.precision)]
     cbs = [Curves(), StopOnNaN(), Layout(compute.layout), *rounding, *(cbs or [])]
-    learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(), metrics=accuracy,
+    loss_func = CrossEntropyLossFlat(label_smoothing=smoothing)
+    learn = Learner(dls, model, loss_func=loss_func, metrics=accuracy,
                     opt_func=opt_func, splitter=layer_groups, wd=wd, cbs=cbs, **kwargs)
     learn.compute = compute
     return learn
@@ -330,15 +332,19 @@ def pretrain(
     seed:int=0,         # of weights, batches and augmentation
     cbs:list=None,      # fastai callbacks
     compute:Compute=None, # the choice of `compute_settings` if None
+    smoothing:float=0., # of the labels, in [0, 1)
     **arch_kwargs,      # of the architecture, such as `width`
 )->Learner:             # trained; `learn.recipe` says how
     "Train a new network on a task; raises `ValueError` for a bad network name or number of epochs"
     if n_epochs < 1: raise ValueError(f'pretrain: n_epochs must be 1 or more; got {n_epochs}')
     set_seed(seed)
     model = create_network(arch, task.n_classes, **arch_kwargs)
-    learn = task_learner(task, model, bs, augment, seed=seed, wd=wd, cbs=cbs, compute=compute)
+    learn = task_learner(task, model, bs, augment, seed=seed, wd=wd, cbs=cbs, compute=compute,
+                         smoothing=smoothing)
     lr_max = lr_max or default_lr(model)
+    tfms = [o.name for o in learn.dls.train.after_batch.fs if o.split_idx == 0]
     learn.recipe = dict(task=task.name, n_epochs=n_epochs, lr_max=lr_max, bs=bs, wd=wd, seed=seed,
+                        augment=tfms, smoothing=smoothing,
                         precision=str(learn.compute.precision).removeprefix('torch.'))
     learn.fit_one_cycle(n_epochs, lr_max)
     return learn
