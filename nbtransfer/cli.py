@@ -61,7 +61,8 @@ def _add_options(command, run):
     add('--size', 32, 'height and width of pictures from a folder, in pixels', 'PX')
     flag('--convert', 'convert grey, transparent and 16-bit pictures of a folder')
     flag('--skip-bad', 'leave out files of a folder that cannot be decoded')
-    if run is not _compare: flag('--resume', 'go on with a run in --out that was cut off')
+    flag('--resume', 'go on with a run in --out that was cut off' +
+         ', or add to it' * (run is _compare))
 
 # %% ../nbs/15_cli.ipynb #budget-options
 _AUGMENT = 'article', 'crop', 'none'
@@ -73,15 +74,16 @@ def _add_recipe(add):
         type=float)
     add('--wd', .01, 'decoupled weight decay', 'WD')
     add('--smoothing', 0., 'label smoothing, in [0, 1)', 'SHARE')
-    add('--augment', 'article', "the article's turns, shifts and mirror images; crop: whole pixels, "
-        'mirror images and a hidden square; none', f'{{{",".join(_AUGMENT)}}}', choices=_AUGMENT)
+    add('--augment', 'article', "the article's turns, shifts and mirror images; crop: whole "
+        'pixels, mirror images and a hidden square; none', 'NAME', choices=_AUGMENT)
 
 def _add_budget(add, run):
     "How much of what is trained, and how often"
     passes = 'passes over the training pictures'
     if run is _pretrain: add('--epochs', 6, passes)
     else:
-        add('--epochs', None, f'{passes}; as many as make 200 steps if left out', type=int)
+        steps = '--steps' if run is _compare else '200 steps'
+        add('--epochs', None, f'{passes}; as many as make {steps} if left out', type=int)
         add('--source-epochs', 6, 'epochs of pretraining, if the source is a task')
     labels = 'labels of each class to use, 0 for all'
     if run is not _compare: add('--per-class', 0, labels)
@@ -89,8 +91,14 @@ def _add_budget(add, run):
     add('--seeds', 3 if run is _compare else 1, 'number of seeds, from 0')
     add('--batch-size', 128, 'pictures in a batch')
     if run is _compare:
-        names = ['scratch', 'one rate', 'head only', 'head first']
+        names = ['scratch', 'copy and tune', 'head only', 'head first']
         add('--strategies', names, 'ways of training', 'NAME', type=str, nargs='+')
+        add('--steps', 200, 'least number of training steps')
+        add('--rates', None, 'top learning rates to choose from on valid, each way by itself; no '
+            'search if left out', 'LR', type=float, nargs='+')
+        add('--trial-epochs', None, 'epochs of a trial in that search (default: as of a run)',
+            type=int)
+        add('--jobs', 1, 'runs side by side')
 
 # %% ../nbs/15_cli.ipynb #files
 def _check_out(args):
@@ -100,8 +108,9 @@ def _check_out(args):
         raise ValueError(f'a folder is needed for the results; {there} is a file: name another')
     overwrite = getattr(args, 'overwrite', None)
     if getattr(args, 'resume', False):
-        if any(args.out.glob('checkpoint-*.safetensors')): return
-        raise ValueError(f'a run that was cut off is needed; {args.out} has no checkpoint: it is '
+        kept = 'runs.json' if args.command == 'compare' else 'checkpoint-*.safetensors'
+        if any(args.out.glob(kept)): return
+        raise ValueError(f'a run that was cut off is needed; {args.out} has no {kept}: it is '
                          'finished, or was cut off too soon: leave --resume out')
     if args.out.is_dir() and any(args.out.iterdir()) and not overwrite:
         raise ValueError(f'a new or empty folder is needed; {args.out} has files: name another' +
@@ -109,12 +118,14 @@ def _check_out(args):
 
 def _check_numbers(args):
     "Refuse numbers that no command can use"
-    for name in ('epochs', 'source_epochs', 'seeds', 'batch_size', 'size', 'width'):
+    for name in ('epochs', 'source_epochs', 'trial_epochs', 'seeds', 'batch_size', 'size', 'width',
+                 'steps', 'jobs'):
         n = getattr(args, name, None)
         if n is not None and n < 1:
             raise ValueError(f'--{name.replace("_", "-")} must be 1 or more; got {n}')
-    lr, wd, smoothing = (getattr(args, o, None) for o in ('lr', 'wd', 'smoothing'))
-    if lr is not None and not 0 < lr < 1: raise ValueError(f'--lr must be in (0, 1); got {lr}')
+    lr, wd, smoothing, rates = (getattr(args, o, None) for o in ('lr', 'wd', 'smoothing', 'rates'))
+    for name, o in [('lr', lr), *(('rates', o) for o in rates or [])]:
+        if o is not None and not 0 < o < 1: raise ValueError(f'--{name} must be in (0, 1); got {o}')
     if wd is not None and not 0 <= wd < 1: raise ValueError(f'--wd must be in [0, 1); got {wd}')
     if smoothing is not None and not 0 <= smoothing < 1:
         raise ValueError(f'--smoothing must be in [0, 1); got {smoothing}')
@@ -191,11 +202,13 @@ def _trained(source): return source() if callable(source) else source
 
 def _train_source(nb, args, task):
     "Pretrain on a source task and keep the weights"
+    path = args.out/'source.safetensors'
+    if args.resume and path.exists(): return nb.read_source(path)
     print(f'Pretraining {args.arch} on {task.name}, {args.source_epochs} epochs', flush=True)
     learn = nb.pretrain(task, args.arch, args.source_epochs, bs=args.batch_size, cbs=_quiet(nb))
     metrics = dict(valid_accuracy=learn.validate(1)[1])
     print(f'  accuracy on its valid pictures: {metrics["valid_accuracy"]:.1%}', flush=True)
-    return nb.read_source(nb.save_weights(learn, args.out/'source.safetensors', metrics=metrics))
+    return nb.read_source(nb.save_weights(learn, path, metrics=metrics))
 
 # %% ../nbs/15_cli.ipynb #report
 def _keep(nb, args, learn, stem, seed, half=False):
@@ -263,9 +276,16 @@ def _compare(args):
     nb = _library()
     source, task = _source(nb, args), _task(nb, args.target, args)
     nb.check_comparison(task, args.per_class, args.strategies, args.seeds)
-    result = nb.compare(task, _trained(source), args.per_class, args.strategies, args.seeds, 200,
-                        args.epochs, args.batch_size, args.out/'runs.csv', _watched())
+    result = nb.compare(task, _trained(source), args.per_class, args.strategies, args.seeds,
+                        args.steps, args.epochs, args.batch_size, _store(args), _watched(),
+                        args.rates, args.trial_epochs, n_jobs=args.jobs)
     _report(args, result)
+
+def _store(args):
+    "Where runs are kept; those of an earlier run are gone, unless they are to be added to"
+    if not getattr(args, 'resume', False):
+        for ending in ('json', 'parquet'): (args.out/f'runs.{ending}').unlink(missing_ok=True)
+    return args.out/'runs'
 
 def _report(args, result):
     "Print and save tables and plot"
@@ -279,6 +299,7 @@ def _report(args, result):
     print(f'\n{text}', flush=True)
     _write(args.out/'table.txt', lambda p: p.write_text(text, encoding='utf-8'))
     _save_figure(args.out/'comparison.png', result.plot())
+    if 'scratch' in set(result.runs.strategy): result.report(args.out/'report.html')
     print(f'runs, tables and plot in {args.out}')
 
 # %% ../nbs/15_cli.ipynb #demo
@@ -295,7 +316,7 @@ def _demo(args):
           f'Training on digits with 1 and 5 labels per class, {args.seeds} seeds, 40 steps a run',
           flush=True)
     result = nb.compare(target, path, (1, 5), ('scratch', 'head first'), args.seeds, 40,
-                        path=args.out/'runs.csv', progress=_watched())
+                        path=_store(args), progress=_watched())
     _report(args, result)
     print(_conclusion(result, args.seeds))
 
@@ -333,7 +354,8 @@ def main(
         args.run(args)
     except (ValueError, OSError) as e: return _refuse(e)
     except RuntimeError as e:
-        if type(e).__name__ != 'DataMissing': raise
+        known = type(e).__name__ == 'DataMissing' or str(e).startswith(('compare:', 'StopOnNaN:'))
+        if not known: raise
         return _refuse(e)
     except KeyboardInterrupt:
         kept = f'what was finished is in {args.out}' if args.out.exists() else 'nothing was kept'

@@ -405,7 +405,7 @@ def _batch_tfms(task, augment, stats):
     mean, std = stats or task.stats
     return [IntToFloatTensor(), *listify(augment), Normalize.from_stats(mean, std, cuda=False)]
 
-def _eval_bs(task, bs): return max(bs, 512 * 32**2 // task.size_px**2)   # no gradients to keep
+def _eval_bs(task, bs): return max(bs, 128 * 32**2 // task.size_px**2)   # more fit no CPU cache
 
 def _check_bs(bs, n_each):
     if bs < 1: raise ValueError(f'Task.dls: bs must be 1 or more; got {bs}')

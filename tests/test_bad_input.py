@@ -336,15 +336,15 @@ def test_weights_saved_to_a_folder(learn, tmp_path):
     assert tree(tmp_path) == {'a.safetensors': False}
 
 def test_runs_that_could_not_be_written(tmp_path, monkeypatch):
-    (tmp_path/'runs.csv').write_text('old')
-    to_csv = pd.DataFrame.to_csv
-    def write_half(self, path, **kwargs):
-        to_csv(self.iloc[:0], path, **kwargs)
+    asked = dict(per_class=(1,), strategies=['head only'], n_epochs=1, path=tmp_path/'runs')
+    compare(digits(), 'resnet9-letters', seeds=2, **asked)
+    before = tree(tmp_path)
+    def write_half(self, file, **kwargs):
+        file.write(b'half')
         raise OSError('No space left on device')
-    monkeypatch.setattr(pd.DataFrame, 'to_csv', write_half)
-    with saying('No space left', error=OSError):
-        compare(digits(), 'resnet9-letters', (1,), ['head only'], 2, n_epochs=1, path=tmp_path/'runs.csv')
-    assert tree(tmp_path) == {'runs.csv': b'old'}
+    monkeypatch.setattr(pd.DataFrame, 'to_parquet', write_half)
+    with saying('No space left', error=OSError): compare(digits(), 'resnet9-letters', seeds=3, **asked)
+    assert tree(tmp_path) == before
 
 # Places to write, and what is typed
 

@@ -7,8 +7,10 @@ from PIL import Image
 from safetensors import safe_open
 from sklearn.datasets import load_digits
 from helpers import NOTEBOOKS, ROOT, find_script, run_ok
+from nbtransfer.comparison import load_comparison
 
 COMMANDS = 'demo', 'pretrain', 'finetune', 'compare', 'notebooks'
+RESULTS = {'runs.parquet', 'runs.json', 'differences.csv', 'table.txt', 'comparison.png', 'report.html'}
 env = dict(OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))   # small networks gain nothing from a second thread
 
 def words(line): return [find_script('nbtransfer'), *shlex.split(line)]
@@ -74,8 +76,8 @@ def bars(printed): return re.findall('[█\r\x1b]', printed)
 
 def test_demo_ends_with_what_it_shows_and_does_not_show(tmp_path):
     printed, out = typed('demo --seeds 2', tmp_path), tmp_path/'nbtransfer-demo'
-    assert names(out) == {'resnet9-letters.safetensors', 'runs.csv', 'differences.csv', 'table.txt', 'comparison.png'}
-    runs, last = pd.read_csv(out/'runs.csv'), printed.splitlines()[-1]
+    assert names(out) == {'resnet9-letters.safetensors', *RESULTS}
+    runs, last = load_comparison(out/'runs').runs, printed.splitlines()[-1]
     assert (runs.groupby(['strategy', 'per_class']).seed.nunique() == 2).all() and len(runs) == 2 * 2 * 2
     by_strategy = runs[runs.per_class == 1].pivot(index='seed', columns='strategy', values='accuracy')
     difference = (by_strategy['head first'] - by_strategy.scratch).mean()
@@ -110,13 +112,13 @@ def test_compare_into_a_folder_that_has_files(tmp_path):
     line = ("compare --source resnet9-letters --target digits --per-class 1 --epochs 2 --seeds 2"
         " --strategies scratch 'head only' --out results")
     (tmp_path/'results').mkdir()
-    for name in ('notes.txt', 'runs.csv'): (tmp_path/'results'/name).write_text('mine')
+    for name in ('notes.txt', 'runs.json'): (tmp_path/'results'/name).write_text('mine')
     before = tree(tmp_path)
     assert 'results has files' in refused(line, tmp_path)[1] and tree(tmp_path) == before
     printed, out = typed(f'{line} --overwrite', tmp_path), tmp_path/'results'
-    assert names(out) == {'notes.txt', 'runs.csv', 'differences.csv', 'table.txt', 'comparison.png'}
+    assert names(out) == {'notes.txt', *RESULTS}
     assert (out/'notes.txt').read_text() == 'mine'
-    runs, differences = pd.read_csv(out/'runs.csv'), pd.read_csv(out/'differences.csv')
+    runs, differences = load_comparison(out/'runs').runs, pd.read_csv(out/'differences.csv')
     assert runs[['strategy', 'seed', 'n_epochs']].values.tolist() == [
         ['scratch', 0, 2], ['head only', 0, 2], ['scratch', 1, 2], ['head only', 1, 2]]
     acc = runs.groupby('strategy').accuracy.mean()
@@ -124,21 +126,30 @@ def test_compare_into_a_folder_that_has_files(tmp_path):
     assert 'letters to digits' in printed and not bars(printed)
 
 def test_interrupted_compare_keeps_what_was_finished(tmp_path):
-    runs = tmp_path/'nbtransfer-compare'/'runs.csv'
+    out = tmp_path/'nbtransfer-compare'
     line = ("compare --source resnet9-letters --target digits --per-class 1 --epochs 1 --seeds 5000"
         " --strategies 'head only'")
     def heed(): signal.signal(signal.SIGINT, signal.SIG_DFL)   # which a job in the background does not inherit
     process = start(line, tmp_path, preexec_fn=heed)
     try:
-        while not runs.exists() and process.poll() is None: time.sleep(.05)
+        while not (out/'runs.parquet').exists() and process.poll() is None: time.sleep(.05)
         process.send_signal(signal.SIGINT)
         printed, said = process.communicate(timeout=60)
     finally: process.kill()
     assert process.returncode == 130 and 'Traceback' not in said
     assert said.strip() == 'nbtransfer: stopped; what was finished is in nbtransfer-compare'
-    table = pd.read_csv(runs)
+    table = load_comparison(out/'runs').runs
     assert len(table) >= 1 and table.notna().all(axis=None) and table.seed.tolist() == list(range(len(table)))
-    assert names(runs.parent) == {'runs.csv'}
+    assert names(out) == {'runs.parquet', 'runs.json'}
+
+def test_compare_goes_on_and_adds_seeds(tmp_path):
+    line = "compare --source resnet9-letters --target digits --per-class 1 --epochs 1 --strategies scratch 'head only' --seeds"
+    assert 'no runs.json' in refused(f'{line} 2 --resume', tmp_path)[1]
+    typed(f'{line} 2', tmp_path)
+    before = load_comparison(tmp_path/'nbtransfer-compare'/'runs').runs
+    typed(f'{line} 3 --resume', tmp_path)
+    after = load_comparison(tmp_path/'nbtransfer-compare'/'runs').runs
+    assert len(before) == 4 and len(after) == 6 and after.time_s.tolist()[:4] == before.time_s.tolist()
 
 def test_notebooks_are_copied(tmp_path):
     printed = typed('notebooks book', tmp_path)

@@ -41,7 +41,7 @@ def test_lengths_and_vocabulary():
     task = digits()
     dls = task.dls(bs=64)
     n = [len(o) for o in task.splits.values()]
-    assert [len(o.dataset) for o in dls] == n and [len(o) for o in dls] == [n[0] // 64, -(-n[1] // 512), -(-n[2] // 512)]
+    assert [len(o.dataset) for o in dls] == n and [len(o) for o in dls] == [n[0] // 64, -(-n[1] // 128), -(-n[2] // 128)]
     assert (dls.bs, dls.drop_last, dls.valid.drop_last, dls.vocab, dls.c, dls.n_inp) == (64, True, False, task.vocab, 10, 1)
     assert sum(len(y) for _, y in dls.train) == n[0] // 64 * 64 and sum(len(y) for _, y in dls.valid) == n[1]
     all_of_it = dls.train.new(drop_last=False, bs=100, shuffle=False)
