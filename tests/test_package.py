@@ -72,8 +72,9 @@ def test_wheel_holds_these_files_only(wheel):
     found = {o for o in ZipFile(wheel).namelist() if '.dist-info/' not in o}
     code = {f'nbtransfer/{o}.py' for o in ('__init__', '_modidx', 'all', *(m.stem for m in MODULES))}
     weights = {f'nbtransfer/weights/{o.name}' for o in (PACKAGE/'weights').glob('*.safetensors')}
+    results = {f'nbtransfer/results/{o.name}' for o in (PACKAGE/'results').iterdir()}
     book = {f'nbtransfer/notebooks/{o}.ipynb' for o in ('index', *(c.stem for c in CHAPTERS))}
-    assert found == code | weights | book
+    assert found == code | weights | results | book
 
 def test_metadata_is_that_of_settings(wheel):
     text = ZipFile(wheel).read(f'nbtransfer-{version}.dist-info/METADATA').decode()

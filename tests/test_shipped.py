@@ -1,0 +1,71 @@
+"The networks and comparisons that ship: small enough, good enough, and described well enough to be made again"
+import shlex
+import pytest
+import torch
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from helpers import PACKAGE
+from nbtransfer.cli import _parser
+from nbtransfer.comparison import STRATEGIES, load_comparison
+from nbtransfer.networks import digest
+from nbtransfer.pretraining import Quiet
+from nbtransfer.tasks import inference_dls
+from nbtransfer.weights import pretrained, read_source, shipped_names
+
+FLOORS = {'article_cnn-cifar10': .78, 'article_cnn-cifar100': .45, 'resnet9-cifar10': .91, 'resnet9-cifar100': .68,
+    'resnet9-letters': .95}
+FILES = sorted((PACKAGE/'weights').iterdir())
+CASES = sorted(o.stem for o in (PACKAGE/'results').glob('*.json'))
+each_network = pytest.mark.parametrize('name', shipped_names())
+each_case = pytest.mark.parametrize('name', CASES)
+
+def test_weights_are_small():
+    assert sum(o.stat().st_size for o in FILES) <= 12e6 and {o.suffix for o in FILES} == {'.safetensors'}
+
+@pytest.mark.parametrize('name', FLOORS)
+def test_networks_are_good_enough(name):
+    assert pretrained(name).card['metrics']['test_accuracy'] >= FLOORS[name]
+
+@each_network
+def test_card_names_data_recipe_and_a_command_that_can_be_typed(name):
+    card = pretrained(name).card
+    typed = _parser().parse_args(shlex.split(card['command'])[1:])
+    recipe, arch = card['recipe'], card['arch']
+    assert (typed.command, typed.source, typed.arch, typed.epochs) == ('pretrain', recipe['task'], arch['name'], recipe['n_epochs'])
+    assert typed.width in (None, arch['kwargs'].get('width')) and recipe['seed'] == 0
+    assert card['licence'] and 0 <= card['metrics']['valid_accuracy'] <= 1
+
+@each_network
+def test_networks_are_stored_in_16_bits_and_predict_without_their_task(name):
+    net = pretrained(name)
+    learn = Learner(inference_dls(net.card), net, loss_func=CrossEntropyLossFlat(), cbs=[Quiet()])
+    pictures = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8).numpy()
+    preds = learn.get_preds(dl=learn.dls.test_dl(list(pictures)))[0]
+    assert preds.shape == (2, len(net.card['vocab'])) and preds.isfinite().all()
+    assert torch.allclose(preds.sum(1), torch.ones(2))
+    assert (PACKAGE/'weights'/f'{name}.safetensors').stat().st_size < 2.1 * sum(t.numel() for t in net.state_dict().values()) + 20_000
+
+@each_case
+def test_comparisons_are_of_the_networks_that_ship(name):
+    case = load_comparison(name)
+    source = read_source(f"{name.split('-')[0]}-{name.split('-')[1]}")
+    assert case.facts['source']['sha256'] == digest(source.state) and case.facts['source']['arch'] == source.card['arch']
+
+@each_case
+def test_comparisons_are_whole(name):
+    "Every strategy with every number of labels, five seeds where labels are few and three with all, at one budget"
+    case = load_comparison(name)
+    runs, most = case.runs, case.runs.per_class.max()
+    assert {10, 50, 100} < set(runs.per_class) and len(set(runs.per_class)) == 4
+    seeds = runs.groupby(['per_class', 'strategy']).seed.apply(sorted)
+    assert set(seeds.index.get_level_values(1)) == set(STRATEGIES) and len(seeds) == 4 * len(STRATEGIES)
+    assert all(s == list(range(3 if n == most else 5)) for (n, _), s in seeds.items())
+    assert (runs.groupby('per_class').n_steps.nunique() == 1).all() and runs.notna().all(axis=None)
+    assert (case.trials.groupby(['per_class', 'strategy']).lr_max.nunique() == 3).all() and not {1000} & set(runs.seed)
+
+@each_case
+def test_rates_are_those_of_the_search(name):
+    case = load_comparison(name)
+    chosen = case.choices().chosen
+    for (n, strategy), rows in case.runs.groupby(['per_class', 'strategy']):
+        assert set(rows.lr_max) == {chosen[n, strategy]}
