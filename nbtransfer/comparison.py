@@ -9,7 +9,7 @@ __all__ = ['STRATEGIES', 'paired_interval', 'epochs_for', 'Meter', 'run_one', 'C
            'compare']
 
 # %% ../nbs/05_comparison.ipynb #imports
-import base64, html, io, json, platform, time
+import base64, hashlib, html, io, json, platform, threading, time
 from copy import copy
 from functools import partial
 from importlib.metadata import version
@@ -22,6 +22,7 @@ import pandas as pd
 import torch
 from fastai.callback.core import CancelValidException, Callback
 from fastai.learner import Learner
+from fastai.vision.core import PILImage
 from fastai.vision.data import get_grid
 from fastcore.basics import patch
 from fastprogress.fastprogress import progress_bar
@@ -53,7 +54,7 @@ def paired_interval(
     if a.shape != b.shape or a.ndim != 1 or len(a) < 2:
         raise ValueError('paired_interval: the same two seeds or more are needed for both; '
                          f'got shapes {a.shape} and {b.shape}')
-    if not 0 < level < 1:
+    if not 0 < level < 1 or (1 + level) / 2 == .5:
         raise ValueError(f'paired_interval: a level between 0 and 1 is needed; got {level}')
     if not np.isfinite([a, b]).all():
         raise ValueError(f'paired_interval: finite results are needed; got {a} and {b}')
@@ -85,7 +86,7 @@ def _scratch(task, source, n_epochs, lr, seed, bs, cbs):
 def _half(source):
     "Half the number of stages of the source's body"
     arch = source.card['arch']
-    return len(stages(create_network(arch['name'], **arch['kwargs']))) // 2
+    return (len(stages(create_network(arch['name'], **arch['kwargs']))) - 1) // 2
 
 def _one(lr): return lr
 def _fifth(lr): return lr / 5, lr
@@ -122,10 +123,10 @@ class Meter(Callback):
         "Start at nothing"
         self.at = set(np.linspace(0, n_epochs, n_points + 1).round().astype(int)[1:])
         self.size_px, self.trained, self.rows = size_px, False, []
-        self.epochs, self.time_s, self.flops = 0, 0., 0
+        self.epochs, self.time_s, self.cpu_s, self.flops = 0, 0., 0., 0
 
     def before_fit(self): self.each = count_flops(self.model, self.size_px, backward=True)
-    def before_train(self): self.begun = time.perf_counter()
+    def before_train(self): self.begun = time.perf_counter(), time.process_time()
     def after_train(self): self._add_epoch()
     def before_validate(self): self._let_or_skip()
     def after_epoch(self): self._look()
@@ -133,9 +134,11 @@ class Meter(Callback):
 # %% ../nbs/05_comparison.ipynb #meter-events
 @patch
 def _add_epoch(self:Meter):
+    if hasattr(self.learn, 'lr_finder'): return   # a search of fastai's is no training
     self.learn.loss.item()   # waits for the device
     self.trained, self.epochs = True, self.epochs + 1
-    self.time_s += time.perf_counter() - self.begun
+    self.time_s += time.perf_counter() - self.begun[0]
+    self.cpu_s += time.process_time() - self.begun[1]
     self.flops += self.each * self.dls.train.bs * len(self.dls.train)
 
 @patch
@@ -147,7 +150,7 @@ def _look(self:Meter):
     looked, self.trained = self.trained and self.epochs in self.at, False
     if not looked: return   # also of `validate`, where nothing was trained
     accuracy = 100 * self.learn.curves.rows[-1]['accuracy']
-    self.rows.append((self.epochs, self.time_s, self.flops, accuracy))
+    self.rows.append((self.epochs, self.time_s, self.cpu_s, self.flops, accuracy))
 
 # %% ../nbs/05_comparison.ipynb #run-one
 def run_one(
@@ -173,13 +176,18 @@ def _few(task, per_class, seed):
     return task if per_class in (0, _most(task)) else task.subset(per_class, seed)
 
 def _run(how, strategy, task, source, per_class, seed, bs, n_epochs, lr_max, n_points, test):
-    few, meter = _few(task, per_class, seed), Meter(n_epochs, task.size_px, n_points)
+    few = _few(task, per_class, seed)
+    meter = Meter(n_epochs, task.size_px, n_points if test else 1)
     learn = how(few, source, n_epochs, lr_max, seed, bs, [Quiet(), meter])
+    if meter.epochs != n_epochs or not meter.rows:
+        raise RuntimeError(f'{n_epochs} epochs with the callbacks that were given are needed; the '
+                           f'strategy trained {meter.epochs} with them')
     curve = dict(zip(_CURVE, map(list, zip(*meter.rows))))
     row = dict(strategy=strategy, per_class=per_class or _most(task), seed=seed, accuracy=np.nan,
                valid_accuracy=meter.rows[-1][-1], lr_max=lr_max or _rate(learn),
                n_epochs=meter.epochs, n_steps=meter.epochs * len(learn.dls.train),
-               time_s=meter.time_s, flops=meter.flops, device=learn.compute.device.type,
+               time_s=meter.time_s, cpu_s=meter.cpu_s, flops=meter.flops,
+               device=learn.compute.device.type,
                precision=str(learn.compute.precision).removeprefix('torch.'), **curve)
     if not test: return row
     preds, labels = learn.get_preds(ds_idx=2)
@@ -187,7 +195,7 @@ def _run(how, strategy, task, source, per_class, seed, bs, n_epochs, lr_max, n_p
     return dict(row, accuracy=100 * (guess == labels).float().mean().item(),
                 predicted=guess.to(torch.int16).numpy())
 
-_CURVE = 'curve_epochs', 'curve_time_s', 'curve_flops', 'curve_accuracy'
+_CURVE = 'curve_epochs', 'curve_time_s', 'curve_cpu_s', 'curve_flops', 'curve_accuracy'
 
 def _rate(learn):
     "The top learning rate of a learner's head, if its recipe tells"
@@ -212,14 +220,15 @@ class Comparison:
     def table(self)->pd.DataFrame: # a row for each strategy, a column for each number of labels
         "Give mean ± standard deviation of the test accuracy (%) over seeds"
         cells = self.runs.groupby(['strategy', 'per_class'], sort=False).accuracy
-        text = cells.agg(lambda a: f'{a.mean():.1f} ± {a.std():.1f}')
+        text = cells.agg(lambda a: f'{a.mean():.1f}' + f' ± {a.std():.1f}' * (len(a) > 1))
         return text.unstack().rename_axis(columns='labels per class')
 
     def costs(self)->pd.DataFrame: # a row a number of labels and strategy
-        "Give the budget of each run: epochs, steps, and the median of seconds and FLOPs (10¹²)"
+        "Give the budget of a run: epochs, steps, and the median of seconds and FLOPs (10¹²)"
         runs = self.runs.assign(tflops=self.runs.flops / 1e12)
-        kinds = ['n_epochs', 'n_steps', 'time_s', 'tflops']
-        return runs.groupby(['per_class', 'strategy'], sort=False)[kinds].median()
+        kinds = ['n_epochs', 'n_steps', 'time_s', 'cpu_s', 'tflops']
+        costs = runs.groupby(['per_class', 'strategy'], sort=False)[kinds].median()
+        return costs.astype(dict(n_epochs=int, n_steps=int))
 
     def _repr_html_(self): return self.table()._repr_html_()
     def __repr__(self): return f'{self.title}, test accuracy (%)\n{self.table().to_string()}'
@@ -229,15 +238,20 @@ def _verdict(low, high):
     return 'better' if low > 0 else 'worse' if high < 0 else 'not distinguishable'
 
 @patch
+def _check_has(self:Comparison, method, column, value):
+    have = self.runs[column].unique().tolist()
+    if value not in have:
+        raise ValueError(f'Comparison.{method}: a {column} among {have} is needed; got {value!r}')
+
+@patch
 def differences(self:Comparison,
     baseline:str='scratch', # what the others are compared with
     level:float=.95,        # of confidence, in (0, 1)
 )->pd.DataFrame: # a row a strategy and number of labels; `difference`, `low`, `high` in points
     "Give the paired differences from a baseline; raises `ValueError` if that was not run"
-    wide = self.runs.pivot_table('accuracy', ['per_class', 'seed'], 'strategy', sort=False)
-    if baseline not in wide:
-        raise ValueError(f'Comparison.differences: one of {list(wide)} is needed; '
-                         f'got {baseline!r}')
+    runs = self.runs.sort_values('seed', kind='stable')   # resamples go by position
+    wide = runs.pivot_table('accuracy', ['per_class', 'seed'], 'strategy', sort=False)
+    self._check_has('differences', 'strategy', baseline)
     rows = []
     for n, block in wide.groupby('per_class', sort=False):
         for s in wide.columns.drop(baseline):
@@ -248,21 +262,26 @@ def differences(self:Comparison,
     return pd.DataFrame(rows, columns=['strategy', 'per_class', 'seeds', 'difference', 'low',
                                        'high', 'verdict'])
 
+# %% ../nbs/05_comparison.ipynb #summary
 @patch
 def summary(self:Comparison,
     baseline:str='scratch', # what the others are compared with
     level:float=.95,        # of confidence, in (0, 1)
-)->list:                    # a sentence for each strategy and number of labels
-    "Say in words which strategies differ from a baseline, and by how much"
+)->list:                    # a sentence for each number of labels and verdict
+    "Say in words which strategies differ from a baseline, by how many points, with intervals"
     said = []
-    for o in self.differences(baseline, level).itertuples():
-        verdict = f'{o.verdict} {"from" if o.low <= 0 <= o.high else "than"} {baseline}'
-        said.append(f'{o.per_class} label{"s" * (o.per_class > 1)} per class: {o.strategy} is '
-                    f'{verdict} ({o.difference:+.1f} points, {level:.0%} interval {o.low:+.1f} to '
-                    f'{o.high:+.1f}, {o.seeds} seeds)')
+    found = self.differences(baseline, level)
+    for (n, verdict, seeds), rows in found.groupby(['per_class', 'verdict', 'seeds'], sort=False):
+        each = [f'{o.strategy} {o.difference:+.1f} ({o.low:+.1f} to {o.high:+.1f})'
+                for o in rows.itertuples()]
+        said.append(f'{n} label{"s" * (n > 1)} per class, {seeds} seeds: {verdict} '
+                    f'{"from" if verdict == _verdict(0, 0) else "than"} {baseline}: '
+                    f'{", ".join(each)}')
     return said
 
 # %% ../nbs/05_comparison.ipynb #plot
+def _plain(text): return text.replace('$', r'\$')   # no formula
+
 def _style(i): return dict(color=f'C{i}', marker='osD^v<>'[i % 7], ls=['-', '--', '-.', ':'][i % 4])
 
 @patch
@@ -282,7 +301,7 @@ def plot(self:Comparison,
         ax.plot(x(means.index), means, label=name, **look)
     ax.set_xticks(range(len(counts)), counts)
     ax.set(xlabel='labels per class', ylabel='test accuracy (%)',
-           title=f'{self.title} ({self._seeds()} seeds; small dots are runs)')
+           title=f'{_plain(self.title)} ({self._seeds()} seeds; small dots are runs)')
     ax.legend()
     return ax
 
@@ -314,17 +333,20 @@ def plot_differences(self:Comparison,
     ax.set_yticks(range(len(found)), [f'{o.strategy}, {o.per_class}' for o in found.itertuples()])
     ax.invert_yaxis()
     ax.set(xlabel=f'difference from {baseline} in points of test accuracy, {level:.0%} interval',
-           ylabel='strategy, labels per class', title=self.title)
+           ylabel='strategy, labels per class', title=_plain(self.title))
     return ax
 
 # %% ../nbs/05_comparison.ipynb #learning
+_UNITS = dict(epochs='epochs', time_s='training time (s)', cpu_s='processor time (s)',
+              flops='training FLOPs')
+
 @patch
 def learning(self:Comparison)->pd.DataFrame: # a row a run and look at `valid`
-    "Give the learning curves: epochs, seconds and FLOPs so far, and the accuracy on `valid` (%)"
+    "Give the learning curves: epochs, both seconds and FLOPs so far, and accuracy on `valid` (%)"
     keys = ['strategy', 'per_class', 'seed']
     rows = self.runs[[*keys, *_CURVE]].explode(list(_CURVE), ignore_index=True)
-    rows = rows.set_axis([*keys, 'epochs', 'time_s', 'flops', 'valid_accuracy'], axis=1)
-    return rows.astype(dict(epochs=int, time_s=float, flops=float, valid_accuracy=float))
+    rows = rows.set_axis([*keys, *_UNITS, 'valid_accuracy'], axis=1)
+    return rows.astype(dict(dict.fromkeys(_UNITS, float), epochs=int, valid_accuracy=float))
 
 @patch
 def time_to(self:Comparison,
@@ -332,25 +354,23 @@ def time_to(self:Comparison,
     baseline:str='scratch', # whose mean accuracy at the end is asked for
 )->pd.DataFrame: # a row a number of labels and strategy; `reached` is a share of the seeds
     "Give the median cost up to the first look with an accuracy; NaN if half of the seeds miss it"
+    if accuracy is None: self._check_has('time_to', 'strategy', baseline)
     seen, rows = self.learning(), []
     for (n, s), block in seen.groupby(['per_class', 'strategy'], sort=False):
         ends = self.runs[(self.runs.per_class == n) & (self.runs.strategy == baseline)]
         goal = ends.valid_accuracy.mean() if accuracy is None else accuracy
         first = block[block.valid_accuracy >= goal].groupby('seed').first()
-        costs = first.reindex(block.seed.unique())[['epochs', 'time_s', 'flops']]
+        costs = first.reindex(block.seed.unique())[list(_UNITS)]
         median = costs.fillna(np.inf).median().replace(np.inf, np.nan)
-        rows.append((n, s, goal, len(first) / len(costs), median.epochs, median.time_s,
-                     median.flops / 1e12))
-    return pd.DataFrame(rows, columns=['per_class', 'strategy', 'goal', 'reached', 'epochs',
-                                       'time_s', 'tflops']).set_index(['per_class', 'strategy'])
+        rows.append((n, s, goal, len(first) / len(costs), *median[:-1], median.flops / 1e12))
+    names = ['per_class', 'strategy', 'goal', 'reached', *list(_UNITS)[:-1], 'tflops']
+    return pd.DataFrame(rows, columns=names).set_index(names[:2])
 
 # %% ../nbs/05_comparison.ipynb #plot-learning
-_UNITS = dict(epochs='epochs', time_s='training time (s)', flops='training FLOPs')
-
 @patch
 def plot_learning(self:Comparison,
     per_class:int=None, # labels of each class; the most if None
-    x:str='epochs',     # or `time_s`, or `flops`
+    x:str='epochs',     # or `time_s`, `cpu_s` or `flops`
     ax:Axes=None,       # matplotlib axes; new if None
 )->Axes:                # the axes
     "Plot the mean accuracy on `valid` against what training has cost so far"
@@ -358,12 +378,13 @@ def plot_learning(self:Comparison,
         raise ValueError(f'Comparison.plot_learning: x among {list(_UNITS)} is needed; got {x!r}')
     ax = ax or plt.subplots(layout='constrained')[1]
     n = per_class or self.runs.per_class.max()
+    self._check_has('plot_learning', 'per_class', n)
     seen = self.learning().query('per_class == @n')
     for i, (name, rows) in enumerate(seen.groupby('strategy', sort=False)):
         looks = rows.groupby('epochs')
         ax.plot(looks[x].median(), looks.valid_accuracy.mean(), label=name, **_style(i))
     ax.set(xlabel=_UNITS[x], ylabel='valid accuracy (%)',
-           title=f'{self.title}, {n} labels per class')
+           title=f'{_plain(self.title)}, {n} labels per class')
     ax.legend()
     return ax
 
@@ -372,7 +393,7 @@ def plot_learning(self:Comparison,
 def _guesses(self:Comparison, strategy, per_class):
     "Seeds, and `(seeds,n)` predicted classes of the test pictures"
     runs = self.runs[(self.runs.strategy == strategy) & (self.runs.per_class == per_class)]
-    if 'labels' not in self.facts or not len(runs):
+    if 'labels' not in self.facts or not len(runs) or 'predicted' not in runs:
         have = sorted(set(zip(self.runs.strategy, self.runs.per_class)))
         raise ValueError('Comparison: runs of `compare`, with their predictions, are needed, of '
                          f'{strategy!r} with {per_class} labels per class; got {have}')
@@ -415,7 +436,8 @@ def confusions(self:Comparison,
         np.fill_diagonal(counts, 0)
         return 100 * counts / (len(guess) * np.bincount(truth, minlength=len(vocab))[:, None])
     one, two = shares(baseline), shares(strategy)
-    worst = np.argsort(-np.maximum(one, two), axis=None)[:n]
+    most = np.maximum(one, two)
+    worst = np.argsort(-most, axis=None, kind='stable')[:min(n, (most > 0).sum())]
     rows = [(vocab[i], vocab[j], one[i, j], two[i, j], two[i, j] - one[i, j])
             for i, j in zip(*np.unravel_index(worst, one.shape))]
     return pd.DataFrame(rows, columns=['class', 'taken for', baseline, strategy, 'difference'])
@@ -436,13 +458,15 @@ def show_examples(self:Comparison,
         raise ValueError('Comparison.show_examples: the task that was compared on is needed, '
                          f'{self.title}; got {task.name}')
     one, two = (self._guesses(s, per_class)[1] for s in (baseline, strategy))
-    gain = (two == truth).mean(0) - (one == truth).mean(0)
-    chosen = np.argsort(-gain if helped else gain, kind='stable')[:n]
-    axs = get_grid(n, figsize=(9, 2.6 * ceil(n / 4)), ncols=4)
-    for ax, i in zip(axs, chosen):
-        ax.imshow(task.images[task.splits['test'][i]])
+    gain = ((two == truth).mean(0) - (one == truth).mean(0)) * (1 if helped else -1)
+    chosen = np.argsort(-gain, kind='stable')[:min(n, (gain > 0).sum())]
+    n = len(chosen)
+    axs = get_grid(n, figsize=(9, 2.6 * ceil(n / 4)), ncols=4) if n else []
+    for ax, i, o in zip(axs, chosen, task.splits['test'][chosen].tolist()):
+        ax.imshow(task.images[o] if 'images' in task.__dict__ else PILImage.create(task.files[o]))
         said = [vocab[np.bincount(guess[:, i]).argmax()] for guess in (one, two)]
-        ax.set_title(f'{vocab[truth[i]]}\n{baseline}: {said[0]}\n{strategy}: {said[1]}', fontsize=8)
+        ax.set_title(_plain(f'{vocab[truth[i]]}\n{baseline}: {said[0]}\n{strategy}: {said[1]}'),
+                     fontsize=8)
         ax.axis('off')
     return axs
 
@@ -474,29 +498,43 @@ def load_comparison(
     table, facts = _files(_SHIPPED/str(path) if str(path) in shipped else path)
     try:
         known, rows = json.loads(facts.read_text()), pd.read_parquet(table)
+        lacking = {'test', 'strategy', 'per_class', 'seed', 'accuracy'} - set(rows)
+        if lacking: raise ValueError(f'it has no {sorted(lacking)}')
         parts = {test: block.drop(columns='test').reset_index(drop=True)
                  for test, block in rows.groupby('test')}
         none = rows.iloc[:0].drop(columns='test')
-        return Comparison(parts.get(True, none), known.pop('title'), parts.get(False), known)
-    except (OSError, KeyError, ValueError) as e:
+        trials = parts.get(False, none).drop(columns='predicted', errors='ignore')
+        return Comparison(parts.get(True, none), known.pop('title'), trials, known)
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as e:
         raise ValueError(f'load_comparison: files of `Comparison.save`, or one of {shipped}, are '
                          f'needed; got {path} ({type(e).__name__}: {e})') from e
 
 # %% ../nbs/05_comparison.ipynb #compare-helpers
+_TRIAL_SEED = 1000
+
 def check_comparison(
     task:Task,        # the target
     per_class:tuple,  # numbers of labels of each class; 0 for all
     strategies:tuple, # names
     seeds:int,        # number of seeds
+    rates:tuple=(),   # as for `compare`
+    **numbers,        # those of `compare` that are counts, such as `bs` and `n_epochs`
 )->None:              # nothing, if all is well
     "Raise `ValueError` for what `compare` could not run"
     unknown = [s for s in strategies if s not in STRATEGIES]
     if unknown or not strategies:
         raise ValueError(f'compare: strategies among {list(STRATEGIES)} are needed; got {unknown}')
-    if seeds < 2:
-        raise ValueError(f'compare: two seeds or more are needed for an interval; got {seeds}')
+    if not 2 <= seeds <= _TRIAL_SEED:
+        raise ValueError('compare: two seeds or more are needed for an interval, and '
+                         f'{_TRIAL_SEED} at most; got {seeds}')
+    if not len(per_class): raise ValueError('compare: numbers of labels are needed; got none')
     for n in per_class:
         if n: task.subset(n)
+    for name, n in numbers.items():
+        if n is not None and (n < 1 or n != int(n)):
+            raise ValueError(f'compare: {name} must be a whole number of 1 or more; got {n}')
+    if not all(0 < o < np.inf for o in rates):
+        raise ValueError(f'compare: rates above 0 are needed; got {rates}')
 
 def _read(source):
     "A source that says which network it is, so that scratch can train the same"
@@ -506,22 +544,34 @@ def _read(source):
                          f'use its network; got {src.label}')
     return src
 
-def _budget(few, n_steps, n_epochs, bs, rates, trial_epochs):
+# %% ../nbs/05_comparison.ipynb #facts
+def _each(given, kind): return list(dict.fromkeys(map(kind, () if given is None else given)))
+
+def _budget(few, n_steps, n_epochs, bs, rates, trial_epochs, n_points):
     n_epochs = n_epochs or epochs_for(few, n_steps, bs)
-    return dict(bs=bs, n_epochs=n_epochs, rates=list(rates or []),
-                trial_epochs=trial_epochs or n_epochs)
+    return dict(bs=bs, n_epochs=n_epochs, rates=rates, trial_epochs=trial_epochs or n_epochs,
+                n_points=n_points)
+
+def _sha(task):
+    "Hash of pictures (of files: names and sizes), labels, classes and splits"
+    tensors = dict(task.splits, labels=task.labels)
+    if 'images' in task.__dict__: tensors['images'] = task.images
+    files = [(f.parent.name, f.name, f.stat().st_size) for f in getattr(task, 'files', [])]
+    return hashlib.sha256(json.dumps([digest(tensors), task.vocab, files]).encode()).hexdigest()
 
 def _facts(task, source, budgets):
-    "What is compared, as JSON has it"
+    "What is compared, as JSON gives it back"
     made_on = (source.card.get('recipe') or {}).get('task', 'source')
-    return dict(title=f'{made_on} to {task.name}', budgets=budgets,
-                task=dict(name=task.name, sizes={k: len(v) for k, v in task.splits.items()},
-                          sha256=digest(dict(task.splits, labels=task.labels))),
-                source=dict(label=source.label, arch=source.card['arch'],
-                            sha256=digest(source.state)),
-                vocab=task.vocab, labels=task.labels[task.splits['test']].tolist(),
-                versions={o: version(o) for o in ('nbtransfer', 'torch', 'fastai')},
-                machine=f'{platform.machine()}, {platform.system()}')
+    fed = {k: source.card[k] for k in ('mean', 'std') if source.card.get(k)}
+    return json.loads(json.dumps(dict(
+        title=f'{made_on} to {task.name}', budgets=budgets,
+        task=dict(name=task.name, sha256=_sha(task),
+                  sizes={k: len(v) for k, v in task.splits.items()}),
+        source=dict(label=source.label, arch=source.card['arch'], stats=fed,
+                    sha256=digest(source.state)),
+        vocab=task.vocab, labels=task.labels[task.splits['test']].tolist(),
+        versions={o: version(o) for o in ('nbtransfer', 'torch', 'fastai')},
+        machine=f'{platform.machine()}, {platform.system()}')))
 
 # %% ../nbs/05_comparison.ipynb #resume
 _KEY = ['per_class', 'strategy', 'seed', 'lr_max']
@@ -532,10 +582,11 @@ def _opened(path, facts):
     if path is None or not any(o.exists() for o in _files(path)): return empty
     old = load_comparison(path)
     for what in ('task', 'source'):
-        if old.facts[what] != facts[what]:
-            raise ValueError(f'compare: {path} holds runs with the {what} {old.facts[what]}; got '
+        had = old.facts.get(what)
+        if had != facts[what]:
+            raise ValueError(f'compare: {path} holds runs with the {what} {had}; got '
                              f'{facts[what]}: name another path')
-    both = {**facts['budgets'], **old.facts['budgets']}
+    both = {**facts['budgets'], **old.facts.get('budgets', {})}
     for n, asked in facts['budgets'].items():
         if both[n] != asked:
             raise ValueError(f'compare: {path} holds runs with {n} labels per class and the budget '
@@ -566,14 +617,18 @@ def _fill(self:Comparison, kind, asked, epochs, run, path):
     run(jobs, keep)
 
 # %% ../nbs/05_comparison.ipynb #jobs
+_ALONE = threading.Lock()   # threads of one process share torch's random numbers
+
 def _job(task, images, source, how, n_points, test, **asked):
     "One run, in whatever process"
     if images is not None:
         task = copy(task)
         task.images = torch.from_numpy(images)
-    try: return _run(how, task=task, source=source, n_points=n_points, test=test, **asked)
+    try:
+        with _ALONE:
+            return _run(how, task=task, source=source, n_points=n_points, test=test, **asked)
     except RuntimeError as e:
-        if not test and str(e).startswith('StopOnNaN'): return dict(asked, valid_accuracy=np.nan)
+        if not test and 'StopOnNaN: ' in str(e): return dict(asked, valid_accuracy=np.nan)
         said = ', '.join(f'{k} {v}' for k, v in asked.items())
         raise RuntimeError(f'compare: the run with {said} failed: {e}') from e
 
@@ -581,14 +636,13 @@ def _run_all(jobs, keep, task, source, n_points, n_jobs, progress):
     "Give each row to `keep` as soon as it is there"
     light, images = copy(task), None
     if 'images' in task.__dict__: light.images, images = None, task.images.numpy()
-    rows = Parallel(n_jobs, return_as='generator_unordered', mmap_mode='c')(
-        delayed(_job)(light, images, source, STRATEGIES[o['strategy']], n_points, **o)
-        for o in jobs)
+    try: pool = Parallel(n_jobs, return_as='generator_unordered', mmap_mode='c')
+    except ValueError: pool = Parallel(n_jobs, mmap_mode='c')   # a backend that waits for all
+    rows = pool(delayed(_job)(light, images, source, STRATEGIES[o['strategy']], n_points, **o)
+                for o in jobs)
     for row in progress_bar(rows, total=len(jobs)) if progress and jobs else rows: keep(row)
 
 # %% ../nbs/05_comparison.ipynb #search
-_TRIAL_SEED = 1000
-
 def _chosen(trials, per_class, strategy):
     "The rate that ended best on `valid`; None if there was no search"
     own = trials[(trials.strategy == strategy) & (trials.per_class == per_class)]
@@ -626,20 +680,25 @@ def compare(
 )->Comparison:          # with a row for each run, those of the store included
     """Train every strategy with every number of labels and every seed, at one budget
 
-    Raises `ValueError` for an unknown strategy, fewer than two seeds, too few labels, or a store
-    of something else; `RuntimeError`, naming the run, if one fails."""
-    check_comparison(task, per_class, strategies, seeds)
-    source, counts = _read(source), [n or _most(task) for n in per_class]
-    budgets = {str(n): _budget(_few(task, n, 0), n_steps, n_epochs, bs, rates, trial_epochs)
-               for n in counts}
+    Raises `ValueError` for what cannot be run, or a store of something else; `RuntimeError`, naming
+    the run, if one fails."""
+    per_class, rates = _each(per_class, int), _each(rates, float)
+    strategies = _each([strategies] if isinstance(strategies, str) else strategies, str)
+    check_comparison(task, per_class, strategies, seeds, rates, bs=bs, n_steps=n_steps,
+                     n_epochs=n_epochs, trial_epochs=trial_epochs, n_points=n_points)
+    source, counts = _read(source), _each([n or _most(task) for n in per_class], int)
+    budget = partial(_budget, n_steps=n_steps, n_epochs=n_epochs and int(n_epochs), bs=int(bs),
+                     rates=rates, trial_epochs=trial_epochs and int(trial_epochs),
+                     n_points=int(n_points))
+    budgets = {str(n): budget(_few(task, n, 0)) for n in counts}
     result = _opened(path, _facts(task, source, budgets))
     run = partial(_run_all, task=task, source=source, n_points=n_points, n_jobs=n_jobs,
                   progress=progress)
     each = [dict(per_class=n, strategy=s) for n in counts for s in strategies]
-    trials = [dict(o, seed=_TRIAL_SEED, lr_max=lr) for o in each for lr in rates or []]
+    trials = [dict(o, seed=_TRIAL_SEED, lr_max=lr) for o in each for lr in rates]
     result._fill('trials', trials, 'trial_epochs', run, path)
-    runs = [dict(o, seed=seed, lr_max=_chosen(result.trials, **o))
-            for o in each for seed in range(seeds)]
+    runs = [dict(o, seed=seed, lr_max=_chosen(result.trials, **o))   # whole pairs first
+            for n in counts for seed in range(seeds) for o in each if o['per_class'] == n]
     result._fill('runs', runs, 'n_epochs', run, path)
     return result
 
@@ -647,8 +706,8 @@ def compare(
 _CSS = """body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto;
 padding: 0 1rem; color: #1a1a1a; background: #fff } h1, h2 { line-height: 1.2 }
 img { max-width: 100% } table { border-collapse: collapse; font-size: .9rem;
-display: block; overflow-x: auto } td, th { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd }
-th:first-child { text-align: left }"""
+display: block; overflow-x: auto } td, th { padding: .25rem .7rem; text-align: right;
+border-bottom: 1px solid #ddd } th:first-child, td:first-child { text-align: left }"""
 
 def _as_image(draw, alt):
     "The figure that `draw` makes, as an HTML image that carries its own pixels"
@@ -660,13 +719,14 @@ def _as_image(draw, alt):
 
 def _as_table(frame, decimals=1):
     frame = frame.reset_index() if frame.index.names != [None] else frame
-    return frame.round(decimals).to_html(index=False, border=0, na_rep='–')
+    frame = frame.rename_axis(columns=None).round(decimals)
+    return frame.to_html(index=False, border=0, na_rep='–')
 
 def _as_list(said):
     rows = ''.join(f'<li>{html.escape(o)}</li>' for o in said)
     return f'<ul>{rows}</ul>'
 
-# %% ../nbs/05_comparison.ipynb #report
+# %% ../nbs/05_comparison.ipynb #report-parts
 @patch
 def _page(self:Comparison, baseline):
     "Parts of the report, a heading each"
@@ -677,22 +737,31 @@ def _page(self:Comparison, baseline):
     yield f'Difference from {baseline}', (
         _as_table(self.differences(baseline)) +
         _as_image(partial(self.plot_differences, baseline=baseline), 'Differences, intervals'))
-    yield 'What it cost: one budget, three measures', _as_table(self.costs(), 2)
-    draw = [partial(self.plot_learning, last, x) for x in ('epochs', 'time_s')]
-    yield 'Accuracy on valid while training', ''.join(_as_image(o, 'Learning curves') for o in draw)
-    yield f'Cost up to the accuracy that {baseline} ends with', _as_table(self.time_to(), 2)
-    if 'labels' in facts:
-        table = self.by_class(self._best(baseline), last, baseline)
-        yield f'Classes, {last} labels each', _as_table(table[::max(1, len(table) // 20)])
+    if 'curve_cpu_s' in self.runs:
+        yield 'What it cost: one budget, three measures', _as_table(self.costs(), 2)
+        draw = [partial(self.plot_learning, last, x) for x in ('epochs', 'time_s')]
+        images = ''.join(_as_image(o, 'Learning curves') for o in draw)
+        yield 'Accuracy on valid while training', images
+        cost = self.time_to(baseline=baseline)
+        yield f'Cost up to the accuracy that {baseline} ends with', _as_table(cost, 2)
+    best = self._best(baseline, last)
+    if best:
+        ends = self.by_class(best, last, baseline)
+        ends = ends if len(ends) <= 20 else pd.concat([ends[:10], ends[-10:]])
+        yield f'Classes that {best} hurt and helped most, {last} labels each', _as_table(ends)
     if len(self.trials): yield 'Search for the learning rate, on valid', _as_table(self.choices())
     said = {k: v for k, v in facts.items() if k not in ('vocab', 'labels')}
     yield 'What was compared', _as_list(f'{k}: {v}' for k, v in said.items())
 
 @patch
-def _best(self:Comparison, baseline):
-    means = self.runs[self.runs.strategy != baseline].groupby('strategy').valid_accuracy.mean()
-    return means.idxmax()
+def _best(self:Comparison, baseline, per_class):
+    "The strategy to show classes of, if there are any"
+    runs = self.runs[self.runs.per_class == per_class]
+    others = runs[runs.strategy != baseline]
+    if 'predicted' not in runs or len(others) in (0, len(runs)): return None
+    return others.groupby('strategy').valid_accuracy.mean().idxmax()
 
+# %% ../nbs/05_comparison.ipynb #report
 @patch
 def report(self:Comparison,
     path:Path,              # of an HTML file

@@ -216,8 +216,9 @@ def test_interval_moves_with_the_results(pair, level, shift):
     assert np.allclose(paired_interval(b, a, level), (-mean, -high, -low), atol=1e-9)
 
 @some(100)
-@given(pairs, levels, levels)
+@given(pairs, st.floats(.6, .99), st.floats(.6, .99))
 def test_interval_widens_with_level(pair, one, other):
+    "At lower levels the ends are near the median of the resamples, which need not be the mean"
     small, large = sorted([one, other])
     assume(large - small > 1e-3)
     (mean, low, high), (same, lower, higher) = (paired_interval(*pair, level) for level in (small, large))

@@ -1,0 +1,777 @@
+"Intervals hold, pairs stay pairs, a store repeats nothing, costs are what was done, and the test split waits for the end"
+import inspect, json, re, shutil, time, zlib
+from functools import lru_cache
+from html.parser import HTMLParser
+from itertools import product
+from types import SimpleNamespace
+import joblib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, strategies as st
+from joblib.parallel import ThreadingBackend
+from pandas.testing import assert_frame_equal
+from scipy import stats
+from sklearn.metrics import confusion_matrix, recall_score
+from torch.utils.flop_counter import FlopCounterMode
+from helpers import run, saying, some, write_folder
+from nbtransfer import comparison
+from nbtransfer.comparison import STRATEGIES, Comparison, compare, epochs_for, load_comparison, paired_interval, run_one
+from nbtransfer.networks import count_params, create_network, stages, tensors_of
+from nbtransfer.pretraining import Quiet
+from nbtransfer.tasks import Task, digits, image_folder
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close('all')
+
+def network(kind='resnet9', seed=0, **kwargs):
+    "A source whose card asks for the target's own normalisation"
+    torch.manual_seed(seed)
+    model = create_network(kind, 26, **(dict(width=2) if kind == 'resnet9' else {}) | kwargs)
+    model.card = dict(mean=None, std=None, recipe=None)
+    return model
+
+def simulated(results, **kwargs):
+    "A comparison of `{(strategy, per_class): accuracies}`, seeds from 0"
+    rows = [dict(strategy=s, per_class=n, seed=i, accuracy=a) for (s, n), v in results.items() for i, a in enumerate(v)]
+    return Comparison(pd.DataFrame(rows), 'made up', **kwargs)
+
+# Intervals
+
+def stretch(m, level=.95):
+    "What a bootstrap interval of the mean of `m` numbers lacks"
+    return np.sqrt(m / (m - 1)) * stats.t.ppf((1 + level) / 2, m - 1) / stats.norm.ppf((1 + level) / 2)
+
+def students(a, b, level=.95): return stats.ttest_rel(b, a).confidence_interval(level)
+
+def percentiles(d, level=.95):
+    return stats.bootstrap((d,), np.mean, confidence_level=level, method='percentile', rng=0).confidence_interval
+
+def test_intervals_known_by_hand():
+    "Of three differences all resamples alike have a chance of 1 in 27, of two 1 in 4: both over 2.5 %, so these are the ends"
+    wide = np.sqrt(3 / 2) * 4.30265 / 1.95996
+    assert np.allclose(paired_interval([70, 70, 70], [71, 72, 73]), (2, 2 - wide, 2 + wide), atol=1e-4)
+    assert np.allclose(paired_interval([70, 70, 70], [71, 71, 74]), (2, 2 - wide, 2 + 2 * wide), atol=1e-4)
+    wide = np.sqrt(2) * 12.70620 / 1.95996
+    assert np.allclose(paired_interval([70, 80], [70, 82]), (1, 1 - wide, 1 + wide), atol=1e-4)
+
+accuracies = st.integers(0, 1000).map(lambda o: o / 10)
+pairs = st.lists(st.tuples(accuracies, accuracies), min_size=2, max_size=12).map(np.transpose)
+
+@some(60)
+@given(pairs, st.floats(.5, .99))
+def test_interval_is_scipys_stretched(pair, level):
+    a, b = pair
+    d = b - a
+    mean, low, high = paired_interval(a, b, level)
+    assert np.isclose(mean, d.mean())
+    if np.ptp(d) < 1e-9: return
+    offsets = np.array(percentiles(d - d.mean(), level))
+    assert np.allclose((low, high), mean + stretch(len(d), level) * offsets, atol=1e-9)
+
+def test_many_seeds_give_the_intervals_of_scipy():
+    "Within 5 % of their width: 9,999 resamples leave 1 or 2 % to chance"
+    rng = np.random.default_rng(0)
+    for draw in (rng.normal, rng.random, rng.exponential):
+        a, b = 70 + 5 * rng.normal(size=200), 71 + 5 * rng.normal(size=200)
+        b = b + 5 * draw(size=200)
+        ours = np.array(paired_interval(a, b)[1:])
+        for theirs in (percentiles(b - a), students(a, b)): assert np.allclose(ours, theirs, atol=.05 * np.ptp(ours))
+
+@pytest.mark.parametrize('m', [3, 4, 5, 8, 12, 20])
+def test_few_seeds_give_students_width_on_average(m):
+    rng = np.random.default_rng(m)
+    pairs = [rng.normal(70, 3, (2, m)) for _ in range(100)]
+    assert np.mean([np.ptp(paired_interval(*o)[1:]) / np.ptp(students(*o)) for o in pairs]) == pytest.approx(1, abs=.1)
+
+@some(100)
+@given(st.lists(accuracies, min_size=2, max_size=6), accuracies, st.floats(.01, .99))
+def test_equal_differences_leave_no_width(a, shift, level):
+    assert np.ptp(paired_interval(a, np.array(a) + shift, level)) < 1e-9
+
+@pytest.mark.parametrize('level', [1e-12, 1e-3, .5, .999, 1 - 1e-12])
+def test_no_level_gives_nan(level): assert np.isfinite(paired_interval([1, 2, 4], [3, 5, 9], level)).all()
+
+@pytest.mark.parametrize('level', [0, 1, -.5, 1.5, np.nan, 1e-17])
+def test_bad_levels_are_refused(level):
+    with saying('paired_interval', 'level', str(level)): paired_interval([1, 2], [3, 5], level)
+    with saying('level'): simulated({('scratch', 1): [1, 2], ('tuned', 1): [2, 4]}).differences(level=level)
+
+@pytest.mark.parametrize('a, b', [([1], [2]), ([], []), ([1, 2], [1, 2, 3]), (1, 2), ([[1, 2]], [[1, 2]]), ([1, np.nan], [1, 2]),
+    ([1, 2], [np.inf, 2])])
+def test_bad_results_are_refused(a, b):
+    with saying('paired_interval', 'needed', 'got'): paired_interval(a, b)
+
+# Pairs
+
+def planted(m, difference, n, seed=0):
+    "As many comparisons in one: what seeds do to both strategies is much more than the noise of the difference"
+    rng = np.random.default_rng(seed)
+    shared, noise = rng.normal(60, 10, (n, m)), rng.normal(0, .5, (n, m))
+    return shared, shared + difference + noise
+
+def verdicts(one, two):
+    names = [('scratch', one), ('tuned', two)]
+    return simulated({(s, n): o[n] for s, o in names for n in range(len(o))}).differences().verdict.value_counts(normalize=True)
+
+def welch(a, b): return stats.ttest_ind(b, a, equal_var=False).confidence_interval()
+
+def share_without_0(interval, one, two):
+    ends = np.array([interval(a, b) for a, b in zip(one, two)])
+    return ((ends[:, 0] > 0) | (ends[:, 1] < 0)).mean()
+
+def students_z(a, b):
+    "As if the spread were known: plain bootstrap of the mean, for many resamples"
+    d, z = b - a, stats.norm.ppf(.975)
+    return d.mean() - z * d.std() / len(d)**.5, d.mean() + z * d.std() / len(d)**.5
+
+@pytest.mark.parametrize('m', [3, 5])
+def test_no_difference_is_not_found(m):
+    one, two = planted(m, 0, 500)
+    assert verdicts(one, two)['not distinguishable'] >= .93
+    for plain in (lambda a, b: percentiles(b - a), students_z):   # the line above would notice
+        assert share_without_0(plain, one[:150], two[:150]) > .12
+
+@pytest.mark.parametrize('m', [3, 5])
+def test_large_difference_is_found(m):
+    one, two = planted(m, 5, 100)
+    assert verdicts(one, two)['better'] > .98 and verdicts(two, one)['worse'] > .98
+    assert share_without_0(welch, one, two) < .2   # without pairs it drowns in what seeds have in common
+
+def shuffled(frame, rng): return frame.iloc[rng.permutation(len(frame))]
+
+@some(20)
+@given(st.integers(0, 2**31))
+def test_order_of_rows_does_not_matter_and_seeds_do(seed):
+    rng = np.random.default_rng(seed)
+    one, two = planted(5, 1, 1, seed)
+    result = simulated({('scratch', 1): one[0], ('tuned', 1): two[0], ('scratch', 5): one[0], ('tuned', 5): two[0]})
+    def found(runs):
+        rows = Comparison(runs).differences().set_index(['strategy', 'per_class']).sort_index()
+        return rows.drop(columns='verdict').astype(float)
+    before = found(result.runs)
+    assert np.allclose(found(shuffled(result.runs, rng)), before, atol=1e-9)
+    mixed, tuned = result.runs.copy(), (result.runs.strategy == 'tuned') & (result.runs.per_class == 5)
+    mixed.loc[tuned, 'seed'] = np.roll(mixed.loc[tuned, 'seed'], 1 + seed % 4)
+    after = found(mixed)
+    assert np.allclose(after.loc['tuned', 1], before.loc['tuned', 1]) and np.allclose(after.difference, before.difference)
+    assert abs(after.loc[('tuned', 5), 'high'] - before.loc[('tuned', 5), 'high']) > .1
+
+def test_only_seeds_of_both_are_compared():
+    result = simulated({('scratch', 1): [1, 2, 4], ('tuned', 1): [2, 4, 5, 99], ('other', 1): [5]})
+    found = result.differences().set_index('strategy')
+    assert found.seeds['tuned'] == 3 and np.allclose(found.loc['tuned', ['difference', 'low', 'high']].astype(float),
+        paired_interval([1, 2, 4], [2, 4, 5]))
+    assert set(found.index) == {'tuned'}   # one seed gives no interval
+    for baseline in ('none', None, 1):
+        with saying('Comparison.differences', 'scratch', repr(baseline)): result.differences(baseline)
+
+def test_words_say_what_the_numbers_do():
+    said = simulated({('scratch', 1): [1, 2, 3], ('up', 1): [11, 12.5, 13], ('down', 1): [0, .5, 1], ('even', 1): [2, 1, 3],
+        ('scratch', 5): [5, 6, 7], ('up', 5): [15, 16, 17.5]}).summary()
+    heads = ['1 label per class, 3 seeds: better than', '1 label per class, 3 seeds: worse than', '1 label per class, 3 seeds: not '
+        'distinguishable from', '5 labels per class, 3 seeds: better than']
+    for o, head, name in zip(said, heads, ('up +10.2', 'down -1.5', 'even +0.0', 'up +10.2'), strict=True):
+        assert o.startswith(f'{head} scratch: {name} ('), o
+
+# A run that takes no time
+
+def crc(*parts): return zlib.crc32(repr(parts).encode())
+
+class Runs(list):
+    "What was asked of `_run`, and made-up rows for it"
+    def __init__(self, stop_at=None, error=KeyboardInterrupt, valid=None): self.stop_at, self.error, self.valid = stop_at, error, valid
+
+    def __call__(self, how, task, source, n_points, test, **o):
+        if self.stop_at == len(self): raise self.error
+        self.append(SimpleNamespace(test=test, task=task, **o))
+        rng, points = np.random.default_rng(crc(o['strategy'], o['per_class'], o['seed'], o['lr_max'])), [1, o['n_epochs']]
+        curve = np.sort(rng.integers(0, 1000, 2) / 10)
+        if self.valid: curve[-1] = self.valid(o['strategy'], o['lr_max'])
+        row = dict(strategy=o['strategy'], per_class=o['per_class'], seed=o['seed'], accuracy=np.nan, valid_accuracy=curve[-1],
+            lr_max=o['lr_max'] or .01, n_epochs=o['n_epochs'], n_steps=3 * o['n_epochs'], time_s=rng.random() * o['n_epochs'], cpu_s=1.,
+            flops=10**9 * o['n_epochs'], device='cpu', precision='float32', curve_epochs=points, curve_time_s=list(rng.random(2)), curve_cpu_s=[.5, 1.],
+            curve_flops=[10**9 * p for p in points], curve_accuracy=list(curve))
+        if not test: return row
+        truth = task.labels[task.splits['test']]
+        guess = np.where(rng.random(len(truth)) < .7, truth, rng.integers(0, task.n_classes, len(truth)))
+        return dict(row, accuracy=100 * (guess == truth.numpy()).mean(), predicted=guess.astype(np.int16))
+
+    def asked(self, start=0): return [(o.per_class, o.strategy, o.seed) for o in self[start:]]
+
+@pytest.fixture
+def runs(monkeypatch):
+    made = Runs()
+    monkeypatch.setattr(comparison, '_run', made)
+    return made
+
+source = lru_cache(network)
+
+def quick(path=None, per_class=(1,), strategies=('scratch', 'head only'), seeds=2, task=None, src=None, **kwargs):
+    kwargs = dict(n_epochs=2, progress=False, path=path) | kwargs
+    return compare(task or digits(), src or source(), per_class, strategies, seeds, **kwargs)
+
+# The store
+
+def test_only_what_is_missing_is_run(runs, tmp_path):
+    path, have = tmp_path/'a b.c'/'kept', set()
+    for options in (dict(), dict(seeds=3), dict(strategies=('head only', 'gradual')), dict(per_class=(5, 1)), dict(per_class=(0,)),
+            dict(strategies=('gradual', 'scratch'), seeds=4, per_class=(0, 5)), dict(seeds=2)):
+        start, wanted = len(runs), dict(per_class=(1,), strategies=('scratch', 'head only'), seeds=2) | options
+        result = quick(path, **options)
+        most = int(digits().counts()['train'].max())
+        asked = set(product([n or most for n in wanted['per_class']], wanted['strategies'], range(wanted['seeds'])))
+        assert sorted(runs.asked(start)) == sorted(asked - have)
+        have |= asked
+        assert set(zip(result.runs.per_class, result.runs.strategy, result.runs.seed)) == have and len(result.runs) == len(have)
+    assert {o.name for o in path.parent.iterdir()} == {'kept.parquet', 'kept.json'}
+
+def test_what_is_asked_twice_is_run_once(runs):
+    result = quick(per_class=(1, 1), strategies=('scratch', 'scratch', 'head only'), rates=(1e-3, 1e-3))
+    assert len(runs) == len(set((o.per_class, o.strategy, o.seed, o.lr_max) for o in runs))
+    assert len(result.runs) == 4 and len(result.trials) == 2
+
+@pytest.mark.parametrize('rates', [None, (1e-3, 1e-2)])
+@pytest.mark.parametrize('stop_at', [0, 1, 3, 5])
+def test_interrupted_comparison_goes_on(runs, tmp_path, rates, stop_at):
+    path, runs.stop_at = tmp_path/'kept', stop_at
+    with pytest.raises(KeyboardInterrupt): quick(path, seeds=3, rates=rates)
+    if stop_at:
+        kept = load_comparison(path)
+        repr(kept)
+        assert len(kept.runs) + len(kept.trials) == stop_at
+    runs.stop_at = None
+    result, whole = quick(path, seeds=3, rates=rates), quick(seeds=3, rates=rates)
+    n = 6 + 2 * len(rates or [])
+    assert len(runs) == 2 * n
+    assert_frame_equal(result.runs, whole.runs, check_dtype=False)
+    if rates: assert_frame_equal(result.choices(), whole.choices())
+
+def test_interrupted_training_goes_on(monkeypatch, tmp_path):
+    calls = []
+    def strategy(task, source, n_epochs, lr, seed, bs, cbs):
+        calls.append(seed)
+        if len(calls) == 3: raise KeyboardInterrupt
+        return STRATEGIES['head only'](task, source, n_epochs, lr, seed, bs, cbs)
+    monkeypatch.setitem(STRATEGIES, 'mine', strategy)
+    with pytest.raises(KeyboardInterrupt): quick(tmp_path/'kept', strategies=['mine'], seeds=4, n_epochs=1)
+    kept = load_comparison(tmp_path/'kept').runs
+    result = quick(tmp_path/'kept', strategies=['mine'], seeds=4, n_epochs=1)
+    assert calls == [0, 1, 2, 2, 3] and result.runs.seed.tolist() == [0, 1, 2, 3]
+    assert_frame_equal(result.runs[:2], kept)
+
+def other_task(**changes):
+    o = digits()
+    return Task(**dict(name=o.name, images=o.images, labels=o.labels, vocab=o.vocab, splits=o.splits) | changes)
+
+def other_labels():
+    labels = digits().labels.clone()
+    i, j = (int((labels == c).nonzero()[0]) for c in (3, 8))
+    labels[[i, j]] = labels[[j, i]]
+    return labels
+
+others = dict(epochs=dict(n_epochs=3), batch=dict(bs=16), rates=dict(rates=(1e-3,)), trial_epochs=dict(trial_epochs=1),
+    source=dict(src=network(seed=1)), width=dict(src=network(width=3)), network=dict(src=network('article_cnn')),
+    pictures=dict(task=other_task(images=255 - digits().images)), labels=dict(task=other_task(labels=other_labels())),
+    splits=dict(task=digits(1)), name=dict(task=other_task(name='other')), classes=dict(task=other_task(vocab=list('abcdefghij'))))
+
+def bytes_of(folder): return {o.name: o.read_bytes() for o in folder.iterdir()}
+
+@pytest.mark.parametrize('what', others)
+def test_store_of_something_else_is_refused(runs, tmp_path, what):
+    quick(tmp_path/'kept')
+    before, n = bytes_of(tmp_path), len(runs)
+    with saying('compare', str(tmp_path/'kept'), 'name another path'): quick(tmp_path/'kept', seeds=3, **others[what])
+    assert bytes_of(tmp_path) == before and len(runs) == n
+
+def test_other_numbers_of_labels_may_have_another_budget(runs, tmp_path):
+    quick(tmp_path/'kept')
+    quick(tmp_path/'kept', per_class=(5,), n_epochs=4)
+    result = quick(tmp_path/'kept', per_class=(5,), n_epochs=4)
+    assert result.facts['budgets']['1']['n_epochs'] == 2 and result.facts['budgets']['5']['n_epochs'] == 4 and len(runs) == 8
+
+def test_source_that_was_built_with_tuples_is_known_again(runs, tmp_path):
+    model = network('timm/convnext_atto', depths=(1, 1, 1, 1), dims=(8, 8, 16, 16))
+    for _ in range(2): quick(tmp_path/'kept', src=model)
+    assert len(runs) == 4
+
+def spoil_json(edit):
+    def f(folder):
+        file = folder/'kept.json'
+        file.write_text(edit(file.read_text()))
+    return f
+
+def spoil_table(edit):
+    def f(folder): edit(pd.read_parquet(folder/'kept.parquet')).to_parquet(folder/'kept.parquet')
+    return f
+
+def cut(name):
+    def f(folder): (folder/name).write_bytes((folder/name).read_bytes()[:-20])
+    return f
+
+spoilt = {'no json': lambda o: (o/'kept.json').unlink(), 'no parquet': lambda o: (o/'kept.parquet').unlink(),
+    'cut json': cut('kept.json'), 'cut parquet': cut('kept.parquet'), 'empty parquet': lambda o: (o/'kept.parquet').write_bytes(b''),
+    'no json in it': spoil_json(lambda o: 'runs'), 'a list': spoil_json(lambda o: '[]'), 'null': spoil_json(lambda o: 'null'),
+    'no title': spoil_json(lambda o: o.replace('"title"', '"other"')), 'no facts': spoil_json(lambda o: '{"title": "a"}'),
+    'bytes': lambda o: (o/'kept.json').write_bytes(b'\xff\xfe{}'), 'no column test': spoil_table(lambda o: o.drop(columns='test')),
+    'no strategies': spoil_table(lambda o: o.drop(columns='strategy')), 'no seeds': spoil_table(lambda o: o.drop(columns='seed'))}
+
+@pytest.mark.parametrize('how', spoilt)
+def test_damaged_store_is_named(runs, tmp_path, how):
+    quick(tmp_path/'kept')
+    spoilt[how](tmp_path)
+    before, n = bytes_of(tmp_path), len(runs)
+    with saying(str(tmp_path/'kept')): quick(tmp_path/'kept', seeds=3)
+    if how != 'no facts':   # `Comparison.save` writes that too
+        with saying('load_comparison', str(tmp_path/'kept')): load_comparison(tmp_path/'kept')
+    assert bytes_of(tmp_path) == before and len(runs) == n
+
+def test_missing_store_is_named(tmp_path):
+    with saying('load_comparison', str(tmp_path/'none')): load_comparison(tmp_path/'none')
+
+def all_tables(o):
+    yield from (o.table(), o.costs(), o.differences(), o.differences('head only', .8), o.learning(), o.time_to(), o.time_to(50.))
+    yield from (o.by_class('head only', 1), o.confusions('head only', 1), o.runs)
+    if len(o.trials): yield from (o.choices(), o.trials.drop(columns='predicted', errors='ignore'))
+
+@pytest.mark.parametrize('rates', [None, (1e-3, 1e-2)])
+def test_saved_and_loaded_is_the_same(runs, tmp_path, rates):
+    result = quick(per_class=(1, 5), seeds=3, rates=rates)
+    loaded = load_comparison(result.save(tmp_path/'kept'))
+    for one, two in zip(all_tables(result), all_tables(loaded), strict=True): assert_frame_equal(one, two, check_dtype=False)
+    assert (loaded.title, loaded.facts, loaded.summary()) == (result.title, result.facts, result.summary())
+    load_comparison(tmp_path/'kept').save(tmp_path/'again')
+    assert_frame_equal(load_comparison(tmp_path/'again').runs, loaded.runs)
+    assert json.loads((tmp_path/'again.json').read_text()) == json.loads((tmp_path/'kept.json').read_text())
+
+def test_what_others_measured_can_be_saved_too(tmp_path):
+    result = simulated({('scratch', 1): [1, 2, 3], ('tuned', 1): [2, 4, 5]})
+    assert_frame_equal(load_comparison(result.save(tmp_path/'kept')).differences(), result.differences())
+
+@pytest.mark.filterwarnings('error::FutureWarning')
+def test_nothing_that_pandas_will_drop_is_used(runs, tmp_path):
+    runs.valid = lambda s, lr: np.nan if lr == 1 else 50.
+    for _ in range(2): list(all_tables(quick(tmp_path/'kept', rates=(1e-3, 1), seeds=2 + _)))
+
+# The search
+
+def test_search_is_the_same_for_all_strategies(runs):
+    result = quick(per_class=(1, 5), strategies=list(STRATEGIES), rates=(1e-3, 1e-2, 1e-1), seeds=3, trial_epochs=1)
+    trials = [o for o in runs if not o.test]
+    assert trials == runs[:len(trials)] and len(trials) == 2 * 3 * len(STRATEGIES)
+    assert {(o.per_class, o.strategy, o.lr_max) for o in trials} == set(product((1, 5), STRATEGIES, (1e-3, 1e-2, 1e-1)))
+    assert {o.n_epochs for o in trials} == {1} and {o.n_epochs for o in runs if o.test} == {2}
+    assert not {o.seed for o in trials} & {o.seed for o in runs if o.test}
+    assert result.trials.accuracy.isna().all() and 'predicted' not in result.trials
+
+def test_best_rate_on_valid_is_chosen(runs, tmp_path):
+    best = dict(scratch=1e-2, gradual=1e-3)
+    runs.valid = lambda s, lr: np.nan if lr == 1 else 90. if lr == best[s] else 80.
+    result = quick(tmp_path/'kept', strategies=list(best), rates=(1e-3, 1e-2, 1))
+    assert {(o.strategy, o.lr_max) for o in runs if o.test} == set(best.items())
+    assert result.choices().chosen.droplevel(0).to_dict() == best
+    n = len(runs)
+    assert_frame_equal(quick(tmp_path/'kept', strategies=list(best), rates=(1e-3, 1e-2, 1)).runs, result.runs, check_dtype=False)
+    assert len(runs) == n   # one that is NaN is not tried again either
+
+cnn = lru_cache(lambda: network('article_cnn'))
+
+def test_rate_that_diverges_is_not_chosen():
+    result = quick(strategies=['copy and tune'], src=cnn(), rates=(1e6, 1e-3), n_epochs=3)
+    assert result.trials.set_index('lr_max').valid_accuracy.isna().to_dict() == {1e6: True, 1e-3: False}
+    assert set(result.runs.lr_max) == {1e-3} and result.choices().loc[(1, 'copy and tune'), 'chosen'] == 1e-3
+
+def test_no_rate_is_chosen_where_all_diverge():
+    with saying('compare', 'copy and tune', '1 labels', '1000000.0', error=RuntimeError):
+        quick(strategies=['copy and tune'], src=cnn(), rates=(1e6, 1e7), n_epochs=3)
+
+def test_run_that_diverges_is_named(monkeypatch):
+    def strategy(task, source, n_epochs, lr, seed, bs, cbs):
+        return STRATEGIES['copy and tune'](task, source, n_epochs, 1e6 if seed else 1e-3, seed, bs, cbs)
+    monkeypatch.setitem(STRATEGIES, 'mine', strategy)
+    with saying('compare', 'strategy mine', 'seed 1', 'StopOnNaN', error=RuntimeError):
+        quick(strategies=['mine'], src=cnn(), n_epochs=3)
+
+# What a run does
+
+class Log(Quiet):
+    "Every batch: its split and a hash of pictures and labels; and the FLOPs of all training"
+    run_train = run_valid = True
+    def __init__(self, who, wait): self.who, self.wait, self.batches, self.trained, self.flops, self.n_steps = who, wait, [], [], 0, 0
+    def before_batch(self):
+        self.wait(self.learn)
+        ds = getattr(self.dl, 'dataset', None)
+        seen = zlib.crc32(self.x.contiguous().cpu().numpy().tobytes() + self.y.cpu().numpy().tobytes())
+        self.batches.append((getattr(ds, 'split', None), seen))
+        if not self.training: return
+        self.trained.append(seen)
+        self.counter = FlopCounterMode(display=False)
+        self.counter.__enter__()
+    def after_step(self):
+        self.counter.__exit__(None, None, None)
+        self.flops, self.n_steps = self.flops + self.counter.get_total_flops(), self.n_steps + 1
+    def of(self, split): return [seen for s, seen in self.batches if s == split]
+    def splits(self): return [s for i, (s, _) in enumerate(self.batches) if not i or s != self.batches[i-1][0]]
+
+def logged(monkeypatch, wait=lambda learn: None):
+    logs, real = [], comparison._run
+    def _run(*args, **o):
+        asked = inspect.signature(real).bind(*args, **o).arguments
+        logs.append(Log(SimpleNamespace(**asked), wait))
+        return real(*args, **o)
+    monkeypatch.setattr(comparison, '_run', _run)
+    monkeypatch.setattr(comparison, 'Quiet', lambda: logs[-1])
+    return logs
+
+@pytest.fixture(scope='module')
+def whole():
+    "All strategies, in three epochs of two steps: the comparison, and a log of each run"
+    with pytest.MonkeyPatch.context() as m:
+        logs = logged(m)
+        result = quick(strategies=list(STRATEGIES), n_epochs=3, bs=4, n_points=2, rates=(1e-3,), trial_epochs=2)
+    return result, logs
+
+def of_runs(logs): return [o for o in logs if o.who.test]
+
+def test_batches_are_the_same_for_all_strategies(whole):
+    own = {seed: [tuple(o.trained) for o in of_runs(whole[1]) if o.who.seed == seed] for seed in (0, 1)}
+    for o in own.values(): assert len(o) == len(STRATEGIES) and len(set(o)) == 1 and len(set(o[0])) == 6
+    assert not set(own[0][0]) & set(own[1][0])
+
+def test_every_strategy_trains_for_its_epochs(whole):
+    result, logs = whole
+    assert [o.n_steps for o in of_runs(logs)] == [6] * 2 * len(STRATEGIES)
+    assert set(result.runs.n_epochs) == {3} and set(result.runs.n_steps) == {6}
+    assert [o.n_steps for o in logs if not o.who.test] == [4] * len(STRATEGIES)
+
+def test_test_split_is_looked_at_once_and_last(whole):
+    _, logs = whole
+    assert len(of_runs(logs)) == 2 * len(STRATEGIES)
+    for o in of_runs(logs):
+        assert o.splits().count('test') == 1 and o.splits()[-1] == 'test' and len(set(o.of('test'))) == len(o.of('test'))
+    for o in logs:
+        if not o.who.test: assert set(o.splits()) == {'train', 'valid'}
+
+def test_valid_is_looked_at_after_the_stated_epochs(whole):
+    result, logs = whole
+    assert all(o == [2, 3] for o in result.runs.curve_epochs)
+    for o in of_runs(logs): assert o.splits() == ['train', 'valid'] * 2 + ['test']
+    assert [o[-1] for o in result.runs.curve_accuracy] == result.runs.valid_accuracy.tolist()
+
+def test_flops_are_those_of_all_training(whole):
+    result, logs = whole
+    counted = {(o.who.strategy, o.who.seed): o.flops for o in of_runs(logs)}
+    metered = result.runs.set_index(['strategy', 'seed']).flops
+    assert metered.to_dict() == pytest.approx(counted, rel=1e-3)
+    cost = metered.groupby('strategy').first()
+    assert cost['head only'] < cost['gradual'] < cost['head first'] < cost['copy and tune'] == cost['discriminative']
+    assert cost['scratch'] == cost['partial depth'] == cost['copy and tune']
+    assert all(o[-1] == f and o[0] < f for o, f in zip(result.runs.curve_flops, result.runs.flops))
+
+def test_time_is_that_of_training(monkeypatch):
+    for training, fits in ((False, lambda s: 0 < s < .3), (True, lambda s: s >= 2 * 2 * .1)):
+        with monkeypatch.context() as m:
+            logged(m, lambda learn: time.sleep(0 if learn.training != training else .1 if training else .3))
+            row = run_one('head first', digits(), source(), 1, 0, 5, n_epochs=2)
+        assert fits(row['time_s']) and row['curve_time_s'][-1] == row['time_s']
+
+@pytest.mark.parametrize('n_epochs, n_points, at', [(1, 5, [1]), (3, 5, [1, 2, 3]), (5, 5, [1, 2, 3, 4, 5]), (5, 2, [2, 5]), (4, 1, [4])])
+def test_looks_are_evenly_spread(n_epochs, n_points, at):
+    row = run_one('gradual', digits(), source(), 1, 0, 10, n_epochs=n_epochs, n_points=n_points, test=False)
+    assert row['curve_epochs'] == at and row['n_epochs'] == row['n_steps'] == n_epochs and len(row['curve_accuracy']) == len(at)
+
+def test_looks_change_nothing():
+    rows = [run_one('gradual', digits(), source(), 1, 0, 10, n_epochs=3, n_points=n) for n in (1, 3)]
+    assert rows[0]['accuracy'] == rows[1]['accuracy'] and (rows[0]['predicted'] == rows[1]['predicted']).all()
+
+@some(50)
+@given(st.integers(1, 500), st.integers(1, 300), st.integers(1, 600))
+def test_epochs_make_at_least_the_steps(n, n_steps, bs):
+    task = SimpleNamespace(splits=dict(train=range(n)))
+    epochs, steps = epochs_for(task, n_steps, bs), n // min(n, bs)
+    assert epochs * steps >= n_steps > (epochs - 1) * steps
+
+@pytest.mark.parametrize('kind', ['resnet9', 'article_cnn'])
+def test_partial_depth_carries_the_first_half(kind):
+    src = network(kind)
+    src.arch = dict(src.arch)
+    learn = STRATEGIES['partial depth'](digits().subset(1), comparison._read(src), 1, None, 0, 10, [Quiet()])
+    rows = learn.receipt.rows
+    carried = set(rows.tensor[rows.carried > 0])
+    n = len(stages(src)) // 2
+    assert carried == tensors_of(learn.model, [s.name for s in stages(src)][:n]) - {
+        o for o in learn.model.state_dict() if 'num_batches' in o and o not in carried}
+
+def test_scratch_carries_nothing_and_has_the_same_network():
+    train, options = STRATEGIES['scratch'], (1, None, 0, 10)
+    one, two = (train(digits().subset(1), comparison._read(network(seed=s)), *options, [Quiet()]).model for s in (0, 1))
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values()))
+    assert count_params(one.body) == count_params(network().body)
+
+def test_one_run_is_a_row_of_the_comparison(whole):
+    row = run_one('gradual', digits(), source(), 1, 1, 4, n_epochs=3, lr_max=1e-3, n_points=2)
+    same = whole[0].runs.query('strategy == "gradual" and seed == 1').iloc[0]
+    assert set(row) == set(same.index) and row['accuracy'] == same.accuracy and (row['predicted'] == same.predicted).all()
+    assert row['curve_accuracy'] == same.curve_accuracy and row['flops'] == same.flops
+
+@pytest.mark.filterwarnings('ignore:image_folder')
+def test_pictures_in_files_are_compared_too(monkeypatch, tmp_path):
+    task = image_folder(write_folder(tmp_path/'pets', 30), in_memory=False)
+    logs = logged(monkeypatch)
+    result = quick(task=task, strategies=['scratch', 'head first'], per_class=(3,), bs=2)
+    trained = [[o.trained for o in logs if o.who.seed == s] for s in (0, 1)]
+    for one, two in trained: assert one == two and len(one) == 6
+    result.show_examples(task, 'head first', 3, n=2)
+
+# Several at once
+
+def same(one, two):
+    "Runs that may differ in the last digits of a float"
+    keys = ['strategy', 'per_class', 'seed', 'n_epochs', 'n_steps', 'flops', 'lr_max']
+    assert_frame_equal(one.runs[keys], two.runs[keys])
+    agree = [(a == b).mean() for a, b in zip(one.runs.predicted, two.runs.predicted)]
+    assert min(agree) > .98 and np.allclose(one.runs.accuracy, two.runs.accuracy, atol=2)
+
+alone = lru_cache(lambda: quick(strategies=('scratch', 'gradual'), rates=(1e-3, 1e-2)))
+
+def test_runs_side_by_side_are_the_same(tmp_path):
+    same(quick(tmp_path/'kept', strategies=('scratch', 'gradual'), rates=(1e-3, 1e-2), n_jobs=2), alone())
+    same(load_comparison(tmp_path/'kept'), alone())
+
+class Elsewhere(ThreadingBackend):
+    "Stands for a cluster's"
+    used = 0
+    def submit(self, func, callback=None):
+        Elsewhere.used += 1
+        return super().submit(func, callback)
+
+joblib.register_parallel_backend('elsewhere', Elsewhere)
+
+def test_another_backend_can_be_chosen():
+    "Even one of threads, such as Dask's: they share torch's random numbers, the runs must not"
+    with joblib.parallel_config(backend='elsewhere', n_jobs=2): same(quick(strategies=('scratch', 'gradual'), rates=(1e-3, 1e-2)), alone())
+    assert Elsewhere.used
+
+def test_backend_that_gives_all_at_the_end():
+    "As Ray's does, which is made of that of multiprocessing"
+    class AtTheEnd(ThreadingBackend): supports_return_generator = False
+    joblib.register_parallel_backend('at the end', AtTheEnd)
+    with joblib.parallel_config(backend='at the end', n_jobs=1): same(quick(strategies=('scratch', 'gradual'), rates=(1e-3, 1e-2)), alone())
+
+def test_failure_elsewhere_is_named_and_what_was_finished_kept(tmp_path, monkeypatch):
+    def strategy(task, source, n_epochs, lr, seed, bs, cbs):
+        if seed == 2: raise RuntimeError('on purpose')
+        return STRATEGIES['head only'](task, source, n_epochs, lr, seed, bs, cbs)
+    monkeypatch.setitem(STRATEGIES, 'mine', strategy)
+    with joblib.parallel_config(backend='elsewhere', n_jobs=1):
+        with saying('compare', 'strategy mine', 'seed 2', 'on purpose', error=RuntimeError):
+            quick(tmp_path/'kept', strategies=['mine'], seeds=3, n_epochs=1)
+    assert len(load_comparison(tmp_path/'kept').runs) == 2
+
+# Classes
+
+def guessed(truth, guesses, k, per_class=1):
+    "A comparison with these predictions, `{strategy: (seeds,n)}`"
+    rows = [dict(strategy=s, per_class=per_class, seed=i, accuracy=100 * (g == truth).mean(), predicted=g.astype(np.int16))
+        for s, o in guesses.items() for i, g in enumerate(o)]
+    return Comparison(pd.DataFrame(rows), 'made up', None, dict(labels=truth.tolist(), vocab=[f'c{i}' for i in range(k)]))
+
+@st.composite
+def predictions(draw):
+    k, m, n = draw(st.integers(2, 4)), draw(st.integers(2, 4)), draw(st.integers(5, 40))
+    rng = np.random.default_rng(draw(st.integers(0, 2**31)))
+    truth = rng.permutation(np.r_[np.arange(k), rng.integers(0, k, n)])
+    return truth, {s: rng.integers(0, k, (m, len(truth))) for s in ('scratch', 'tuned')}, k
+
+@some(15)
+@given(predictions())
+def test_classes_are_those_of_scikit_learn(made):
+    truth, guesses, k = made
+    result = guessed(*made)
+    table = result.by_class('tuned', 1)
+    recalls = {s: 100 * np.array([recall_score(truth, g, average=None, labels=range(k)) for g in o]) for s, o in guesses.items()}
+    for c in range(k):
+        row, (a, b) = table.loc[f'c{c}'], (recalls[s][:, c] for s in ('scratch', 'tuned'))
+        assert np.allclose([row.scratch, row.tuned], [a.mean(), b.mean()])
+        assert np.allclose([row.difference, row.low, row.high], paired_interval(a, b))
+    assert table.difference.is_monotonic_increasing and len(table) == k
+    whole = {s: sum(confusion_matrix(truth, g, labels=range(k)) for g in o) / len(o) for s, o in guesses.items()}
+    shares = {s: 100 * o / np.bincount(truth)[:, None] for s, o in whole.items()}
+    pairs = result.confusions('tuned', 1, n=k * k)
+    for o in pairs.itertuples(index=False):
+        i, j = int(o[0][1:]), int(o[1][1:])
+        if i != j: assert np.allclose(o[2:5], [shares['scratch'][i, j], shares['tuned'][i, j], (shares['tuned'] - shares['scratch'])[i, j]])
+    assert (pairs['class'] != pairs['taken for']).all()   # what is right is no mistake
+    worst = np.maximum(pairs.scratch, pairs.tuned)
+    assert worst.is_monotonic_decreasing and (worst > 0).sum() == (np.maximum(*shares.values()) * (1 - np.eye(k)) > 0).sum()
+
+def test_classes_are_compared_by_seed():
+    rng = np.random.default_rng(0)
+    result = guessed(np.arange(6) % 2, {s: rng.integers(0, 2, (3, 6)) for s in ('scratch', 'tuned')}, 2)
+    mixed = Comparison(shuffled(result.runs, np.random.default_rng(0)), '', None, result.facts)
+    assert_frame_equal(mixed.by_class('tuned', 1), result.by_class('tuned', 1))
+
+def test_classes_need_predictions():
+    for result in (simulated({('scratch', 1): [1, 2], ('tuned', 1): [2, 3]}), guessed(np.arange(4) % 2, dict(scratch=np.zeros((2, 4))), 2),
+            simulated({('scratch', 1): [1, 2], ('tuned', 1): [2, 3]}, facts=dict(labels=[0, 1], vocab=['a', 'b']))):
+        for f in (result.by_class, result.confusions):
+            with saying('Comparison', 'predictions', "'tuned'"): f('tuned', 1)
+
+def digits_guessed():
+    "Of test picture 7 and 11 `tuned` is always right and `scratch` never; of 3 and 4 the other way round"
+    truth = digits().labels[digits().splits['test']].numpy()
+    wrong, guesses = (truth + 1) % 10, {s: np.tile(truth, (3, 1)) for s in ('scratch', 'tuned')}
+    guesses['scratch'][:, [7, 11]] = wrong[[7, 11]]
+    guesses['tuned'][:, [3, 4]] = wrong[[3, 4]]
+    guesses['scratch'][0, 20] = wrong[20]
+    return Comparison(guessed(truth, guesses, 10).runs, '', None, dict(labels=truth.tolist(), vocab=digits().vocab)), truth
+
+def test_examples_are_those_that_differ():
+    result, truth = digits_guessed()
+    for helped, places in ((True, (7, 11)), (False, (3, 4))):
+        axs = result.show_examples(digits(), 'tuned', 1, helped=helped, n=2)
+        for ax, i in zip(axs, places, strict=True):
+            assert (ax.images[0].get_array() == digits().images[digits().splits['test'][i]].numpy()).all()
+            right, wrong = str(truth[i]), str((truth[i] + 1) % 10)
+            assert ax.get_title().split('\n') == [right, f'scratch: {wrong if helped else right}', f'tuned: {right if helped else wrong}']
+
+def test_no_example_is_shown_that_does_not_differ():
+    "Two pictures are helped in all seeds and one in one; asked for more than differ, the rest are not dressed up as examples"
+    result, _ = digits_guessed()
+    titles = [ax.get_title().split('\n') for ax in result.show_examples(digits(), 'tuned', 1, n=8) if ax.images]
+    assert len(titles) <= 3
+
+def test_examples_of_another_task_are_refused():
+    result, _ = digits_guessed()
+    for task in (digits(1), other_task(vocab=list('abcdefghij'))):
+        with saying('Comparison.show_examples', 'task that was compared on', task.name): result.show_examples(task, 'tuned', 1)
+
+# Costs and curves
+
+def test_time_to_an_accuracy_known_by_hand():
+    rows = [dict(strategy=s, per_class=1, seed=i, accuracy=50., valid_accuracy=c[-1], curve_epochs=[1, 2, 3], curve_time_s=[1., 2., 3.], curve_cpu_s=[1., 2., 3.],
+        curve_flops=[1e12, 2e12, 3e12], curve_accuracy=c) for s, own in dict(scratch=[[10, 20, 30], [10, 30, 50], [20, 40, 40]],
+        fast=[[45, 50, 60], [30, 41, 60], [50, 50, 50]], slow=[[1, 2, 3], [1, 2, 39], [1, 2, 90]]).items() for i, c in enumerate(own)]
+    found = Comparison(pd.DataFrame(rows)).time_to().droplevel(0)
+    assert found.goal.tolist() == [40] * 3 and found.reached.round(2).to_dict() == dict(scratch=.67, fast=1, slow=.33)
+    assert found.epochs.fillna(0).to_dict() == dict(scratch=3, fast=1, slow=0) and found.tflops['fast'] == 1
+    with saying('time_to', "'none'"): Comparison(pd.DataFrame(rows)).time_to(baseline='none')
+    with saying('plot_learning', "'steps'"): Comparison(pd.DataFrame(rows)).plot_learning(1, 'steps')
+    with saying('plot_learning', '7'): Comparison(pd.DataFrame(rows)).plot_learning(7)
+
+def test_table_keeps_the_order_of_strategies_and_labels(runs):
+    result = quick(per_class=(5, 1, 20), strategies=('gradual', 'scratch', 'copy and tune'))
+    assert list(result.table().index) == ['scratch', 'copy and tune', 'gradual'] and list(result.table()) == [1, 5, 20]
+    assert 'nan' not in repr(simulated({('scratch', 1): [70.]}))
+
+def test_repeated_runs_are_the_same(whole):
+    again = quick(strategies=['head first'], n_epochs=3, bs=4, n_points=2, rates=(1e-3,), trial_epochs=2)
+    own = whole[0].runs[whole[0].runs.strategy == 'head first']
+    assert own.accuracy.tolist() == again.runs.accuracy.tolist() and own.curve_accuracy.tolist() == again.runs.curve_accuracy.tolist()
+
+# Bad input
+
+bad = [(dict(bs=0), 'bs'), (dict(bs=-1), 'bs'), (dict(n_epochs=0), 'n_epochs'), (dict(n_epochs=-1), 'epochs'), (dict(n_epochs=1.5), 'epochs'),
+    (dict(n_epochs=None, n_steps=0), 'n_steps'), (dict(n_points=0), 'n_points'), (dict(per_class=()), 'labels'),
+    (dict(per_class=(-1,)), '-1'), (dict(per_class=(98,)), '98'), (dict(strategies=()), 'strategies'),
+    (dict(strategies=('magic',)), 'magic'), (dict(seeds=1), 'seeds'), (dict(seeds=0), 'seeds'), (dict(seeds=1001, rates=(1e-3,)), 'seeds'),
+    (dict(rates=(0.,)), 'rates'),
+    (dict(rates=(-1e-3,)), 'rates'), (dict(rates=(np.nan, 1e-3)), 'rates'), (dict(rates=(np.inf,)), 'rates'),
+    (dict(rates=(1e-3,), trial_epochs=0), 'trial_epochs'), (dict(rates=(1e-3,), trial_epochs=-1), 'epochs')]
+
+@pytest.mark.parametrize('options, name', bad, ids=lambda o: ', '.join(f'{k} {v}' for k, v in o.items()) if isinstance(o, dict) else o)
+def test_bad_options_are_refused_before_anything_runs(runs, tmp_path, options, name):
+    runs.stop_at, runs.error = 0, AssertionError('it runs')
+    with saying(name): quick(tmp_path/'kept', **options)
+    assert not list(tmp_path.iterdir())
+
+def test_arrays_are_as_good_as_tuples(runs, tmp_path):
+    quick(tmp_path/'kept', per_class=np.array([1, 5]), rates=np.geomspace(1e-3, 1e-2, 2), n_epochs=np.int64(2), seeds=np.int64(2))
+    n = len(runs)
+    quick(tmp_path/'kept', per_class=(1, 5), rates=(.001, .01))
+    assert n == len(runs) == 16
+
+@pytest.mark.parametrize('strategy', [
+    lambda task, source, n_epochs, lr, seed, bs, cbs: STRATEGIES['head only'](task, source, n_epochs, lr, seed, bs, [Quiet()]),
+    lambda task, source, n_epochs, lr, seed, bs, cbs: None,
+    lambda task, source, n_epochs, lr, seed, bs, cbs: STRATEGIES['head only'](task, source, n_epochs - 1, lr, seed, bs, cbs)],
+    ids=['without callbacks', 'without a learner', 'fewer epochs'])
+def test_strategy_that_does_not_do_its_part_is_named(monkeypatch, strategy):
+    monkeypatch.setitem(STRATEGIES, 'mine', strategy)
+    with pytest.raises((ValueError, TypeError, RuntimeError), match='mine'): quick(strategies=['mine'], n_epochs=3)
+
+# The report
+
+class Page(HTMLParser):
+    "Tags that were opened and not closed, all tags, and all addresses"
+    void = {'meta', 'img', 'br', 'hr', 'link', 'input'}
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.links, self.text = [], [], [], ''
+        self.feed(text)
+        self.close()
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [v for k, v in attrs if k in ('src', 'href', 'srcset', 'data', 'action')]
+        if tag not in self.void: self.open.append(tag)
+    def handle_endtag(self, tag): assert self.open.pop() == tag
+    def handle_data(self, data): self.text += data
+
+hostile = '<script>document.title = "run"</script> & "co" to digits'
+
+@pytest.fixture
+def page(runs, tmp_path):
+    result = quick(per_class=(1, 5), strategies=('scratch', 'head only', 'gradual'), seeds=3, rates=(1e-3, 1e-2))
+    result.title, result.facts['vocab'] = hostile, [f'<b>{c}</b>' for c in range(10)]
+    result.facts['source']['label'] = '<img src=x onerror="document.title = 1">'
+    return result, result.report(tmp_path/'folder'/'report.html')
+
+def test_report_is_whole_and_loads_nothing(page):
+    result, path = page
+    text = path.read_text(encoding='utf-8')
+    found = Page(text)
+    assert not found.open and text.startswith('<!doctype html>') and not {'script', 'iframe', 'link', 'b'} & set(found.tags)
+    assert found.links and all(o.startswith('data:image/png;base64,') for o in found.links)
+    assert not re.search(r'https?:|//\w+\.\w|@import|url\(', re.sub('base64,[^"]*', '', text))
+    for said in (hostile, *result.summary(), '<b>3</b>', 'not distinguishable'): assert said in found.text
+    assert not re.search(r'\b(nan|NaN|None)\b', found.text) and list(path.parent.iterdir()) == [path]
+
+def test_report_opens_in_a_browser(page, tmp_path):
+    browser = next(filter(None, map(shutil.which, ('chromium', 'google-chrome', 'chromium-browser'))), None)
+    if browser is None: pytest.skip('no Chromium here')
+    look = tmp_path/'look.html'
+    probe = ('<script>addEventListener("load", () => { const all = [...document.images];'
+        'document.body.dataset.seen = all.length + " " + all.filter(o => o.complete && o.naturalWidth > 100).length })</script>')
+    look.write_text(page[1].read_text(encoding='utf-8').replace('</body>', f'{probe}</body>'), encoding='utf-8')
+    code, said = run([browser, '--headless', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--enable-logging=stderr', '--v=0',
+        '--host-resolver-rules=MAP * ~NOTFOUND', f'--user-data-dir={tmp_path/"profile"}', '--dump-dom', look.as_uri()], tmp_path)
+    assert code == 0 and 'CONSOLE' not in said
+    n = page[1].read_text(encoding='utf-8').count('<img ')
+    assert n >= 4 and f'data-seen="{n} {n}"' in said and '<title>&lt;script&gt;' in said
+
+def test_report_of_another_baseline(runs, tmp_path):
+    result = quick(strategies=('head only', 'gradual'))
+    with saying('differences', 'scratch'): result.report(tmp_path/'a.html')
+    text = result.report(tmp_path/'a.html', 'head only').read_text(encoding='utf-8')
+    goal = result.time_to(baseline='head only').goal.iloc[0]
+    table = text[text.index('Cost up to the accuracy that head only ends with'):]
+    assert f'<td>{goal:.2f}'.rstrip('0') in table[:table.index('</table>')]
+
+def test_report_of_one_strategy(runs, tmp_path): Page(quick(strategies=['scratch']).report(tmp_path/'a.html').read_text())
+
+def test_report_where_a_strategy_lacks_the_most_labels(runs, tmp_path):
+    result = quick(per_class=(1, 5))
+    result.runs = result.runs[(result.runs.per_class == 1) | (result.runs.strategy == 'scratch')]
+    Page(result.report(tmp_path/'a.html').read_text())
+
+def test_report_of_what_others_measured(tmp_path):
+    Page(simulated({('scratch', 1): [1, 2, 3], ('tuned', 1): [2, 4, 5]}).report(tmp_path/'a.html').read_text())
+
+def test_title_with_dollars_is_no_formula(tmp_path):
+    result = simulated({('scratch', 1): [1, 2], ('tuned', 1): [2, 4]})
+    result.title = 'from $5 to \\frac$'
+    for f in (result.plot, result.plot_differences): f().figure.savefig(tmp_path/'a.png')
