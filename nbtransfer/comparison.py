@@ -42,6 +42,7 @@ def paired_interval(
     b:np.ndarray,     # `(m,)` of the other, same seeds in the same order
     level:float=.95,  # of confidence, in (0, 1)
     seed:int=0,       # of the resamples
+    step:float=0.,    # least difference that two results can have
 )->tuple:             # mean of `b - a`, lower and upper end
     """Give the mean of the paired differences and a bootstrap interval that holds for few seeds
 
@@ -60,10 +61,13 @@ def paired_interval(
         raise ValueError(f'paired_interval: finite results are needed; got {a} and {b}')
     d, m = b - a, len(a)
     mean = d.mean()
-    if np.ptp(d) < 1e-12 * max(1, abs(mean)): return mean, mean, mean   # nothing to resample
-    found = bootstrap((d - mean,), np.mean, confidence_level=level, method='percentile', rng=seed)
     upto = (1 + level) / 2
-    wide = (m / (m - 1))**.5 * student_t.ppf(upto, m - 1) / norm.ppf(upto)
+    q = student_t.ppf(upto, m - 1)
+    if np.ptp(d) < 1e-12 * max(1, abs(mean)):   # no spread but that of rounding, step/√12 each
+        half = q * step / (6 * m)**.5
+        return mean, mean - half, mean + half
+    found = bootstrap((d - mean,), np.mean, confidence_level=level, method='percentile', rng=seed)
+    wide = (m / (m - 1))**.5 * q / norm.ppf(upto)
     low, high = found.confidence_interval
     return mean, mean + wide * low, mean + wide * high
 
@@ -252,12 +256,13 @@ def differences(self:Comparison,
     runs = self.runs.sort_values('seed', kind='stable')   # resamples go by position
     wide = runs.pivot_table('accuracy', ['per_class', 'seed'], 'strategy', sort=False)
     self._check_has('differences', 'strategy', baseline)
+    step = 100 / len(self.facts['labels']) if 'labels' in self.facts else 0
     rows = []
     for n, block in wide.groupby('per_class', sort=False):
         for s in wide.columns.drop(baseline):
             both = block[[baseline, s]].dropna()
             if len(both) < 2: continue
-            mean, low, high = paired_interval(both[baseline], both[s], level)
+            mean, low, high = paired_interval(both[baseline], both[s], level, step=step)
             rows.append((s, n, len(both), mean, low, high, _verdict(low, high)))
     return pd.DataFrame(rows, columns=['strategy', 'per_class', 'seeds', 'difference', 'low',
                                        'high', 'verdict'])
@@ -405,17 +410,19 @@ def by_class(self:Comparison,
     per_class:int,          # labels of each class
     baseline:str='scratch', # what it is compared with
     level:float=.95,        # of confidence, in (0, 1)
-)->pd.DataFrame:            # a row a class, the most hurt first; accuracies in percent
+)->pd.DataFrame:            # a row a class that is tested, the most hurt first; percent
     "Give each class's accuracy by two strategies, and the paired difference with its interval"
     truth, vocab = np.array(self.facts.get('labels')), self.facts.get('vocab')
     (seeds, one), (others, two) = (self._guesses(s, per_class) for s in (baseline, strategy))
     shared, rows = [s for s in seeds if s in others], []
-    for c, name in enumerate(vocab):
+    tested = [c for c in range(len(vocab)) if (truth == c).any()]
+    for c in tested:
         a, b = ([100 * (guess[own.index(s), truth == c] == c).mean() for s in shared]
                 for own, guess in ((seeds, one), (others, two)))
-        mean, low, high = paired_interval(a, b, level)
+        step = 100 / (truth == c).sum()
+        mean, low, high = paired_interval(a, b, level, step=step)
         rows.append((np.mean(a), np.mean(b), mean, low, high, _verdict(low, high)))
-    table = pd.DataFrame(rows, pd.Index(vocab, name='class'),
+    table = pd.DataFrame(rows, pd.Index([vocab[c] for c in tested], name='class'),
                          [baseline, strategy, 'difference', 'low', 'high', 'verdict'])
     return table.sort_values('difference')
 

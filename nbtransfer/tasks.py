@@ -510,8 +510,12 @@ def before_iter(self:TaskDL):
                          'after_batch, or use a DataBlock')
     TfmdDL.before_iter(self)
     self.i = 0
-    rng = Random(self.rng.getrandbits(63) + _rank_and_world()[0])
-    for tfm in self.after_batch.fs if self.dataset.split_idx == 0 else ():
+    _seed_augments(self)
+
+def _seed_augments(dl):
+    "Draw a seed for each augmentation of a training loader from the loader's own generator"
+    rng = Random(dl.rng.getrandbits(63) + _rank_and_world()[0])
+    for tfm in dl.after_batch.fs if dl.dataset.split_idx == 0 else ():
         if isinstance(tfm, BatchAugment): tfm.seed(rng.getrandbits(63))
 
 # %% ../nbs/00_tasks.ipynb #shard
@@ -975,6 +979,12 @@ class FileTask(Task):
         return _channel_stats([_read_all([self.files[i] for i in some], self.size_px)])
 
 # %% ../nbs/00_tasks.ipynb #file-task-dls
+class _FileDL(TfmdDL):
+    "fastai's loader, its augmentations seeded before each pass as those of `TaskDL`"
+    def before_iter(self):
+        super().before_iter()
+        _seed_augments(self)
+
 def _open_picture(path, size_px):
     return PILImage.create(_read_all([path], size_px)[0].numpy())
 
@@ -983,7 +993,7 @@ def dls(self:FileTask,
     bs:int=128,        # pictures in a batch; at most the training split
     augment:bool=True, # the article's augmentation; or a list or `Pipeline` of batch transforms
     stats:tuple=None,  # mean and standard deviation, lists of 3 floats; the task's own if None
-    seed:int=0,        # of the shuffling
+    seed:int=0,        # of the shuffling and of `BatchAugment`s
     device=None,       # a torch device; fastai's `default_device()` if None
     **kwargs,          # of `DataBlock.dataloaders`, such as `num_workers`
 )->DataLoaders:        # of `train`, `valid` and `test`
@@ -997,7 +1007,7 @@ def dls(self:FileTask,
         (TransformBlock(partial(_open_picture, size_px=self.size_px)),
          CategoryBlock(self.vocab, sort=False)),
         get_y=parent_label, splitter=partial(_given, splits), item_tfms=ToTensor(),
-        batch_tfms=_batch_tfms(self, augment, stats))
+        batch_tfms=_batch_tfms(self, augment, stats), dl_type=_FileDL)
     dls = block.dataloaders(self.files, bs=min(bs, len(splits[0])), device=device, **kwargs)
     dls.train.rng, dls.task = Random(seed), self
     return dls
