@@ -98,6 +98,7 @@ def _add_budget(add, run):
             'search if left out', 'LR', type=float, nargs='+')
         add('--trial-epochs', None, 'epochs of a trial in that search (default: as of a run)',
             type=int)
+        add('--looks', 5, 'looks at valid on the way of a run')
         add('--jobs', 1, 'runs side by side')
 
 # %% ../nbs/15_cli.ipynb #files
@@ -119,7 +120,7 @@ def _check_out(args):
 def _check_numbers(args):
     "Refuse numbers that no command can use"
     for name in ('epochs', 'source_epochs', 'trial_epochs', 'seeds', 'batch_size', 'size', 'width',
-                 'steps', 'jobs'):
+                 'steps', 'looks', 'jobs'):
         n = getattr(args, name, None)
         if n is not None and n < 1:
             raise ValueError(f'--{name.replace("_", "-")} must be 1 or more; got {n}')
@@ -278,7 +279,7 @@ def _compare(args):
     nb.check_comparison(task, args.per_class, args.strategies, args.seeds)
     result = nb.compare(task, _trained(source), args.per_class, args.strategies, args.seeds,
                         args.steps, args.epochs, args.batch_size, _store(args), _watched(),
-                        args.rates, args.trial_epochs, n_jobs=args.jobs)
+                        args.rates, args.trial_epochs, args.looks, args.jobs)
     _report(args, result)
 
 def _store(args):

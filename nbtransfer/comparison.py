@@ -10,6 +10,7 @@ __all__ = ['STRATEGIES', 'paired_interval', 'epochs_for', 'Meter', 'run_one', 'C
 
 # %% ../nbs/05_comparison.ipynb #imports
 import base64, hashlib, html, io, json, platform, threading, time
+from contextlib import contextmanager
 from copy import copy
 from functools import partial
 from importlib.metadata import version
@@ -26,6 +27,7 @@ from fastai.vision.core import PILImage
 from fastai.vision.data import get_grid
 from fastcore.basics import patch
 from fastprogress.fastprogress import progress_bar
+from filelock import FileLock, Timeout
 from joblib import Parallel, delayed
 from matplotlib.axes import Axes
 from scipy.stats import bootstrap, norm, t as student_t
@@ -33,7 +35,7 @@ from torch import Tensor
 from .finetuning import fine_tune, transfer_learner
 from .networks import count_flops, create_network, digest, stages
 from .pretraining import Quiet, default_lr, pretrain
-from .tasks import Task, write_whole
+from .tasks import Task, cache_folder, write_whole
 from .weights import read_source
 
 # %% ../nbs/05_comparison.ipynb #interval
@@ -502,7 +504,8 @@ def load_comparison(
 )->Comparison:    # as it was saved
     "Read a comparison; raises `ValueError` if its two files are not there or are damaged"
     shipped = sorted(o.stem for o in _SHIPPED.glob('*.json'))
-    table, facts = _files(_SHIPPED/str(path) if str(path) in shipped else path)
+    table, facts = _files(path)
+    if not table.exists() and str(path) in shipped: table, facts = _files(_SHIPPED/str(path))
     try:
         known, rows = json.loads(facts.read_text()), pd.read_parquet(table)
         lacking = {'test', 'strategy', 'per_class', 'seed', 'accuracy'} - set(rows)
@@ -580,13 +583,28 @@ def _facts(task, source, budgets):
         versions={o: version(o) for o in ('nbtransfer', 'torch', 'fastai')},
         machine=f'{platform.machine()}, {platform.system()}')))
 
+# %% ../nbs/05_comparison.ipynb #lock
+@contextmanager
+def _alone(path):
+    "Keep other processes of this machine out of a store"
+    name = hashlib.sha256(str(path and Path(path).absolute()).encode()).hexdigest()[:32]
+    lock = FileLock(cache_folder()/f'{name}.lock')
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    try:
+        if path: lock.acquire(timeout=0)
+        yield
+    except Timeout as e:
+        raise RuntimeError(f'compare: a store of its own is needed; another process is writing to '
+                           f'{path}: wait for it, or name another path') from e
+    finally: lock.release()
+
 # %% ../nbs/05_comparison.ipynb #resume
 _KEY = ['per_class', 'strategy', 'seed', 'lr_max']
 
 def _opened(path, facts):
     "The comparison in a store, or an empty one"
     empty = Comparison(pd.DataFrame(columns=_KEY), facts.pop('title'), None, facts)
-    if path is None or not any(o.exists() for o in _files(path)): return empty
+    if path is None or not _files(path)[0].exists(): return empty   # the table comes last
     old = load_comparison(path)
     for what in ('task', 'source'):
         had = old.facts.get(what)
@@ -610,6 +628,16 @@ def _add(old, row):
                              ignore_index=True)
 
 # %% ../nbs/05_comparison.ipynb #fill
+@patch
+def _fill_both(self:Comparison, counts, strategies, seeds, rates, run, path):
+    "The trials, and then the runs with the rates that they chose"
+    each = [dict(per_class=n, strategy=s) for n in counts for s in strategies]
+    trials = [dict(o, seed=_TRIAL_SEED, lr_max=lr) for o in each for lr in rates]
+    self._fill('trials', trials, 'trial_epochs', run, path)
+    runs = [dict(o, seed=seed, lr_max=_chosen(self.trials, **o))   # whole pairs first
+            for n in counts for seed in range(seeds) for o in each if o['per_class'] == n]
+    self._fill('runs', runs, 'n_epochs', run, path)
+
 @patch
 def _fill(self:Comparison, kind, asked, epochs, run, path):
     "Run what is missing of `runs` or `trials`, and save after each"
@@ -698,15 +726,11 @@ def compare(
                      rates=rates, trial_epochs=trial_epochs and int(trial_epochs),
                      n_points=int(n_points))
     budgets = {str(n): budget(_few(task, n, 0)) for n in counts}
-    result = _opened(path, _facts(task, source, budgets))
     run = partial(_run_all, task=task, source=source, n_points=n_points, n_jobs=n_jobs,
                   progress=progress)
-    each = [dict(per_class=n, strategy=s) for n in counts for s in strategies]
-    trials = [dict(o, seed=_TRIAL_SEED, lr_max=lr) for o in each for lr in rates]
-    result._fill('trials', trials, 'trial_epochs', run, path)
-    runs = [dict(o, seed=seed, lr_max=_chosen(result.trials, **o))   # whole pairs first
-            for n in counts for seed in range(seeds) for o in each if o['per_class'] == n]
-    result._fill('runs', runs, 'n_epochs', run, path)
+    with _alone(path):
+        result = _opened(path, _facts(task, source, budgets))
+        result._fill_both(counts, strategies, seeds, rates, run, path)
     return result
 
 # %% ../nbs/05_comparison.ipynb #report-helpers

@@ -217,6 +217,15 @@ def quick(path=None, per_class=(1,), strategies=('scratch', 'head only'), seeds=
 
 # The store
 
+def test_a_store_is_written_by_one_at_a_time(monkeypatch, tmp_path):
+    def meddles(task, source, *args):
+        with saying('another process', 'kept', error=RuntimeError): quick(tmp_path/'kept', strategies=['head only'])
+        return STRATEGIES['head only'](task, source, *args)
+    monkeypatch.setitem(STRATEGIES, 'meddles', meddles)
+    assert len(quick(tmp_path/'kept', strategies=['meddles']).runs) == 2
+    assert len(quick(tmp_path/'kept', strategies=['meddles', 'scratch']).runs) == 4
+    assert {o.name for o in tmp_path.iterdir()} == {'kept.json', 'kept.parquet'}
+
 def test_only_what_is_missing_is_run(runs, tmp_path):
     path, have = tmp_path/'a b.c'/'kept', set()
     for options in (dict(), dict(seeds=3), dict(strategies=('head only', 'gradual')), dict(per_class=(5, 1)), dict(per_class=(0,)),
@@ -481,7 +490,7 @@ def test_time_is_that_of_training(monkeypatch):
 
 @pytest.mark.parametrize('n_epochs, n_points, at', [(1, 5, [1]), (3, 5, [1, 2, 3]), (5, 5, [1, 2, 3, 4, 5]), (5, 2, [2, 5]), (4, 1, [4])])
 def test_looks_are_evenly_spread(n_epochs, n_points, at):
-    row = run_one('gradual', digits(), source(), 1, 0, 10, n_epochs=n_epochs, n_points=n_points, test=False)
+    row = run_one('gradual', digits(), source(), 1, 0, 10, n_epochs=n_epochs, n_points=n_points)
     assert row['curve_epochs'] == at and row['n_epochs'] == row['n_steps'] == n_epochs and len(row['curve_accuracy']) == len(at)
 
 def test_looks_change_nothing():
