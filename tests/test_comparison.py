@@ -322,7 +322,7 @@ def cut(name):
     def f(folder): (folder/name).write_bytes((folder/name).read_bytes()[:-20])
     return f
 
-spoilt = {'no json': lambda o: (o/'kept.json').unlink(), 'no parquet': lambda o: (o/'kept.parquet').unlink(),
+spoilt = {'no json': lambda o: (o/'kept.json').unlink(),
     'cut json': cut('kept.json'), 'cut parquet': cut('kept.parquet'), 'empty parquet': lambda o: (o/'kept.parquet').write_bytes(b''),
     'no json in it': spoil_json(lambda o: 'runs'), 'a list': spoil_json(lambda o: '[]'), 'null': spoil_json(lambda o: 'null'),
     'no title': spoil_json(lambda o: o.replace('"title"', '"other"')), 'no facts': spoil_json(lambda o: '{"title": "a"}'),
@@ -338,6 +338,12 @@ def test_damaged_store_is_named(runs, tmp_path, how):
     if how != 'no facts':   # `Comparison.save` writes that too
         with saying('load_comparison', str(tmp_path/'kept')): load_comparison(tmp_path/'kept')
     assert bytes_of(tmp_path) == before and len(runs) == n
+
+def test_a_store_that_was_cut_off_before_its_first_run_is_begun(runs, tmp_path):
+    quick(tmp_path/'kept')
+    (tmp_path/'kept.parquet').unlink()
+    with saying('load_comparison', 'kept'): load_comparison(tmp_path/'kept')
+    assert len(quick(tmp_path/'kept').runs) == 4 and len(load_comparison(tmp_path/'kept').runs) == 4
 
 def test_missing_store_is_named(tmp_path):
     with saying('load_comparison', str(tmp_path/'none')): load_comparison(tmp_path/'none')
