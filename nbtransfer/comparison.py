@@ -46,13 +46,13 @@ def paired_interval(
     seed:int=0,       # of the resamples
     step:float=0.,    # least difference that two results can have
 )->tuple:             # mean of `b - a`, lower and upper end
-    """Give the mean of the paired differences and a bootstrap interval that holds for few seeds
+    """Give the mean of the paired differences and a bootstrap interval, widened for few seeds
 
     Raises `ValueError` unless both have the same length of two or more and finite numbers, and
     `level` is in (0, 1).
 
-    Source: Efron 1979, Bootstrap Methods; its two shortfalls: Hesterberg 2015, What Teachers
-    Should Know About the Bootstrap, sec. 3."""
+    Source: Efron 1979, Bootstrap Methods; its shortfalls with few numbers: Hesterberg 2015, What
+    Teachers Should Know About the Bootstrap."""
     a, b = np.asarray(a, float), np.asarray(b, float)
     if a.shape != b.shape or a.ndim != 1 or len(a) < 2:
         raise ValueError('paired_interval: the same two seeds or more are needed for both; '
@@ -124,10 +124,10 @@ class Meter(Callback):
     def __init__(self,
         n_epochs:int,   # of the run, all phases together
         size_px:int=32, # height and width of the pictures
-        n_points:int=5, # looks at `valid`, evenly spread; the last epoch is one
+        n_looks:int=5, # looks at `valid`, evenly spread; the last epoch is one
     ):
         "Start at nothing"
-        self.at = set(np.linspace(0, n_epochs, n_points + 1).round().astype(int)[1:])
+        self.at = set(np.linspace(0, n_epochs, n_looks + 1).round().astype(int)[1:])
         self.size_px, self.trained, self.rows = size_px, False, []
         self.epochs, self.time_s, self.cpu_s, self.flops = 0, 0., 0., 0
 
@@ -169,21 +169,21 @@ def run_one(
     n_steps:int=None,  # least number of steps, or
     n_epochs:int=None, # number of epochs
     lr_max:float=None, # top learning rate of the head; the strategy's own if None
-    n_points:int=5,    # looks at `valid` on the way
+    n_looks:int=5,    # looks at `valid` on the way
     test:bool=True,    # whether to look at the test split
 )->dict:          # a row of `Comparison.runs`
     "Train by one strategy and look at the test split once"
     return _run(STRATEGIES[strategy], strategy, task, _read(source), per_class, seed, bs,
                 n_epochs or epochs_for(_few(task, per_class, seed), n_steps, bs), lr_max,
-                n_points, test)
+                n_looks, test)
 
 # %% ../nbs/05_comparison.ipynb #run
 def _few(task, per_class, seed):
     return task if per_class in (0, _most(task)) else task.subset(per_class, seed)
 
-def _run(how, strategy, task, source, per_class, seed, bs, n_epochs, lr_max, n_points, test):
+def _run(how, strategy, task, source, per_class, seed, bs, n_epochs, lr_max, n_looks, test):
     few = _few(task, per_class, seed)
-    meter = Meter(n_epochs, task.size_px, n_points if test else 1)
+    meter = Meter(n_epochs, task.size_px, n_looks if test else 1)
     learn = how(few, source, n_epochs, lr_max, seed, bs, [Quiet(), meter])
     if meter.epochs != n_epochs or not meter.rows:
         raise RuntimeError(f'{n_epochs} epochs with the callbacks that were given are needed; the '
@@ -557,10 +557,10 @@ def _read(source):
 # %% ../nbs/05_comparison.ipynb #facts
 def _each(given, kind): return list(dict.fromkeys(map(kind, () if given is None else given)))
 
-def _budget(few, n_steps, n_epochs, bs, rates, trial_epochs, n_points):
+def _budget(few, n_steps, n_epochs, bs, rates, trial_epochs, n_looks):
     n_epochs = n_epochs or epochs_for(few, n_steps, bs)
     return dict(bs=bs, n_epochs=n_epochs, rates=rates, trial_epochs=trial_epochs or n_epochs,
-                n_points=n_points)
+                n_looks=n_looks)
 
 def _sha(task):
     "Hash of pictures (of files: names and sizes), labels, classes and splits"
@@ -654,26 +654,26 @@ def _fill(self:Comparison, kind, asked, epochs, run, path):
 # %% ../nbs/05_comparison.ipynb #jobs
 _ALONE = threading.Lock()   # threads of one process share torch's random numbers
 
-def _job(task, images, source, how, n_points, test, **asked):
+def _job(task, images, source, how, n_looks, test, **asked):
     "One run, in whatever process"
     if images is not None:
         task = copy(task)
         task.images = torch.from_numpy(images)
     try:
         with _ALONE:
-            return _run(how, task=task, source=source, n_points=n_points, test=test, **asked)
+            return _run(how, task=task, source=source, n_looks=n_looks, test=test, **asked)
     except RuntimeError as e:
         if not test and 'StopOnNaN: ' in str(e): return dict(asked, valid_accuracy=np.nan)
         said = ', '.join(f'{k} {v}' for k, v in asked.items())
         raise RuntimeError(f'compare: the run with {said} failed: {e}') from e
 
-def _run_all(jobs, keep, task, source, n_points, n_jobs, progress):
+def _run_all(jobs, keep, task, source, n_looks, n_jobs, progress):
     "Give each row to `keep` as soon as it is there"
     light, images = copy(task), None
     if 'images' in task.__dict__: light.images, images = None, task.images.numpy()
     try: pool = Parallel(n_jobs, return_as='generator_unordered', mmap_mode='c')
     except ValueError: pool = Parallel(n_jobs, mmap_mode='c')   # a backend that waits for all
-    rows = pool(delayed(_job)(light, images, source, STRATEGIES[o['strategy']], n_points, **o)
+    rows = pool(delayed(_job)(light, images, source, STRATEGIES[o['strategy']], n_looks, **o)
                 for o in jobs)
     for row in progress_bar(rows, total=len(jobs)) if progress and jobs else rows: keep(row)
 
@@ -710,7 +710,7 @@ def compare(
     progress:bool=True, # whether to show a bar
     rates:tuple=None,   # top learning rates to choose from on `valid`; no search if None
     trial_epochs:int=None, # epochs of a trial in the search; those of a run if None
-    n_points:int=5,     # looks at `valid` on the way of a run
+    n_looks:int=5,     # looks at `valid` on the way of a run
     n_jobs:int=None,    # runs side by side, as for `joblib.Parallel`
 )->Comparison:          # with a row for each run, those of the store included
     """Train every strategy with every number of labels and every seed, at one budget
@@ -720,13 +720,13 @@ def compare(
     per_class, rates = _each(per_class, int), _each(rates, float)
     strategies = _each([strategies] if isinstance(strategies, str) else strategies, str)
     check_comparison(task, per_class, strategies, seeds, rates, bs=bs, n_steps=n_steps,
-                     n_epochs=n_epochs, trial_epochs=trial_epochs, n_points=n_points)
+                     n_epochs=n_epochs, trial_epochs=trial_epochs, n_looks=n_looks)
     source, counts = _read(source), _each([n or _most(task) for n in per_class], int)
     budget = partial(_budget, n_steps=n_steps, n_epochs=n_epochs and int(n_epochs), bs=int(bs),
                      rates=rates, trial_epochs=trial_epochs and int(trial_epochs),
-                     n_points=int(n_points))
+                     n_looks=int(n_looks))
     budgets = {str(n): budget(_few(task, n, 0)) for n in counts}
-    run = partial(_run_all, task=task, source=source, n_points=n_points, n_jobs=n_jobs,
+    run = partial(_run_all, task=task, source=source, n_looks=n_looks, n_jobs=n_jobs,
                   progress=progress)
     with _alone(path):
         result = _opened(path, _facts(task, source, budgets))

@@ -186,7 +186,7 @@ class Runs(list):
     "What was asked of `_run`, and made-up rows for it"
     def __init__(self, stop_at=None, error=KeyboardInterrupt, valid=None): self.stop_at, self.error, self.valid = stop_at, error, valid
 
-    def __call__(self, how, task, source, n_points, test, **o):
+    def __call__(self, how, task, source, n_looks, test, **o):
         if self.stop_at == len(self): raise self.error
         self.append(SimpleNamespace(test=test, task=task, **o))
         rng, points = np.random.default_rng(crc(o['strategy'], o['per_class'], o['seed'], o['lr_max'])), [1, o['n_epochs']]
@@ -447,7 +447,7 @@ def whole():
     "All strategies, in three epochs of two steps: the comparison, and a log of each run"
     with pytest.MonkeyPatch.context() as m:
         logs = logged(m)
-        result = quick(strategies=list(STRATEGIES), n_epochs=3, bs=4, n_points=2, rates=(1e-3,), trial_epochs=2)
+        result = quick(strategies=list(STRATEGIES), n_epochs=3, bs=4, n_looks=2, rates=(1e-3,), trial_epochs=2)
     return result, logs
 
 def of_runs(logs): return [o for o in logs if o.who.test]
@@ -494,13 +494,13 @@ def test_time_is_that_of_training(monkeypatch):
             row = run_one('head first', digits(), source(), 1, 0, 5, n_epochs=2)
         assert fits(row['time_s']) and row['curve_time_s'][-1] == row['time_s']
 
-@pytest.mark.parametrize('n_epochs, n_points, at', [(1, 5, [1]), (3, 5, [1, 2, 3]), (5, 5, [1, 2, 3, 4, 5]), (5, 2, [2, 5]), (4, 1, [4])])
-def test_looks_are_evenly_spread(n_epochs, n_points, at):
-    row = run_one('gradual', digits(), source(), 1, 0, 10, n_epochs=n_epochs, n_points=n_points)
+@pytest.mark.parametrize('n_epochs, n_looks, at', [(1, 5, [1]), (3, 5, [1, 2, 3]), (5, 5, [1, 2, 3, 4, 5]), (5, 2, [2, 5]), (4, 1, [4])])
+def test_looks_are_evenly_spread(n_epochs, n_looks, at):
+    row = run_one('gradual', digits(), source(), 1, 0, 10, n_epochs=n_epochs, n_looks=n_looks)
     assert row['curve_epochs'] == at and row['n_epochs'] == row['n_steps'] == n_epochs and len(row['curve_accuracy']) == len(at)
 
 def test_looks_change_nothing():
-    rows = [run_one('gradual', digits(), source(), 1, 0, 10, n_epochs=3, n_points=n) for n in (1, 3)]
+    rows = [run_one('gradual', digits(), source(), 1, 0, 10, n_epochs=3, n_looks=n) for n in (1, 3)]
     assert rows[0]['accuracy'] == rows[1]['accuracy'] and (rows[0]['predicted'] == rows[1]['predicted']).all()
 
 @some(50)
@@ -528,7 +528,7 @@ def test_scratch_carries_nothing_and_has_the_same_network():
     assert count_params(one.body) == count_params(network().body)
 
 def test_one_run_is_a_row_of_the_comparison(whole):
-    row = run_one('gradual', digits(), source(), 1, 1, 4, n_epochs=3, lr_max=1e-3, n_points=2)
+    row = run_one('gradual', digits(), source(), 1, 1, 4, n_epochs=3, lr_max=1e-3, n_looks=2)
     same = whole[0].runs.query('strategy == "gradual" and seed == 1').iloc[0]
     assert set(row) == set(same.index) and row['accuracy'] == same.accuracy and (row['predicted'] == same.predicted).all()
     assert row['curve_accuracy'] == same.curve_accuracy and row['flops'] == same.flops
@@ -695,14 +695,14 @@ def test_table_keeps_the_order_of_strategies_and_labels(runs):
     assert 'nan' not in repr(simulated({('scratch', 1): [70.]}))
 
 def test_repeated_runs_are_the_same(whole):
-    again = quick(strategies=['head first'], n_epochs=3, bs=4, n_points=2, rates=(1e-3,), trial_epochs=2)
+    again = quick(strategies=['head first'], n_epochs=3, bs=4, n_looks=2, rates=(1e-3,), trial_epochs=2)
     own = whole[0].runs[whole[0].runs.strategy == 'head first']
     assert own.accuracy.tolist() == again.runs.accuracy.tolist() and own.curve_accuracy.tolist() == again.runs.curve_accuracy.tolist()
 
 # Bad input
 
 bad = [(dict(bs=0), 'bs'), (dict(bs=-1), 'bs'), (dict(n_epochs=0), 'n_epochs'), (dict(n_epochs=-1), 'epochs'), (dict(n_epochs=1.5), 'epochs'),
-    (dict(n_epochs=None, n_steps=0), 'n_steps'), (dict(n_points=0), 'n_points'), (dict(per_class=()), 'labels'),
+    (dict(n_epochs=None, n_steps=0), 'n_steps'), (dict(n_looks=0), 'n_looks'), (dict(per_class=()), 'labels'),
     (dict(per_class=(-1,)), '-1'), (dict(per_class=(98,)), '98'), (dict(strategies=()), 'strategies'),
     (dict(strategies=('magic',)), 'magic'), (dict(seeds=1), 'seeds'), (dict(seeds=0), 'seeds'), (dict(seeds=1001, rates=(1e-3,)), 'seeds'),
     (dict(rates=(0.,)), 'rates'),
