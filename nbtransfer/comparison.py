@@ -124,7 +124,7 @@ class Meter(Callback):
     def __init__(self,
         n_epochs:int,   # of the run, all phases together
         size_px:int=32, # height and width of the pictures
-        n_looks:int=5, # looks at `valid`, evenly spread; the last epoch is one
+        n_looks:int=5,  # looks at `valid`, evenly spread; the last epoch is one
     ):
         "Start at nothing"
         self.at = set(np.linspace(0, n_epochs, n_looks + 1).round().astype(int)[1:])
@@ -169,7 +169,7 @@ def run_one(
     n_steps:int=None,  # least number of steps, or
     n_epochs:int=None, # number of epochs
     lr_max:float=None, # top learning rate of the head; the strategy's own if None
-    n_looks:int=5,    # looks at `valid` on the way
+    n_looks:int=5,     # looks at `valid` on the way
     test:bool=True,    # whether to look at the test split
 )->dict:          # a row of `Comparison.runs`
     "Train by one strategy and look at the test split once"
@@ -710,7 +710,7 @@ def compare(
     progress:bool=True, # whether to show a bar
     rates:tuple=None,   # top learning rates to choose from on `valid`; no search if None
     trial_epochs:int=None, # epochs of a trial in the search; those of a run if None
-    n_looks:int=5,     # looks at `valid` on the way of a run
+    n_looks:int=5,      # looks at `valid` on the way of a run
     n_jobs:int=None,    # runs side by side, as for `joblib.Parallel`
 )->Comparison:          # with a row for each run, those of the store included
     """Train every strategy with every number of labels and every seed, at one budget
