@@ -10,7 +10,7 @@ __all__ = ['mean_cross_entropy', 'Compute', 'compute_settings', 'Autocast', 'mea
            'EarlyStop']
 
 # %% ../nbs/02_pretraining.ipynb #imports
-import hashlib, itertools, json, time
+import ctypes, hashlib, itertools, json, os, time
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -184,7 +184,7 @@ def _step(model, x, compute):
         loss.item()
     return step
 
-# %% ../nbs/02_pretraining.ipynb #curves-cb
+# %% ../nbs/02_pretraining.ipynb #layout-cb
 class Layout(Callback):
     "Lay batches out in memory as the network's kernels are"
     order = 10   # after fastai's `CastToTensor`
@@ -197,6 +197,18 @@ class Layout(Callback):
     def before_batch(self):
         self.learn.xb = tuple(x.contiguous(memory_format=self.layout) for x in self.xb)
 
+class _GiveBack(Callback):
+    "Return memory that is free to the system, once a minute at most"
+    run_train = run_valid = False
+    def __init__(self): self.since = time.monotonic()
+
+    def after_epoch(self):
+        trim = getattr(ctypes.CDLL(None), 'malloc_trim', None) if os.name == 'posix' else None
+        if trim is None or time.monotonic() - self.since < 60: return
+        self.since = time.monotonic()
+        trim(0)
+
+# %% ../nbs/02_pretraining.ipynb #curves-cb
 class Curves(Callback):
     "Keep each epoch's losses and accuracy in `rows`, over all fits of a learner"
     order, run_train, run_valid = 60, False, False   # no event of single batches
@@ -306,7 +318,7 @@ def task_learner(
     _release(model.to(memory_format=compute.layout))   # of what an interrupted fit left
     opt_func = partial(OptimWrapper, opt=torch.optim.AdamW, fused=compute.fused)
     rounding = [] if compute.precision == torch.float32 else [Autocast(compute.precision)]
-    cbs = [Curves(), StopOnNaN(), Layout(compute.layout), *rounding, *(cbs or [])]
+    cbs = [Curves(), StopOnNaN(), Layout(compute.layout), _GiveBack(), *rounding, *(cbs or [])]
     loss_func = CrossEntropyLossFlat(label_smoothing=smoothing)
     learn = Learner(dls, model, loss_func=loss_func, metrics=accuracy,
                     opt_func=opt_func, splitter=layer_groups, wd=wd, cbs=cbs, **kwargs)

@@ -1,5 +1,5 @@
 "Memory format, precision and optimiser: what the rule chooses, that it can be overridden, and that what was chosen is really on"
-import pickle
+import pickle, sys
 from functools import partial
 import pytest, torch
 from fastai.callback.core import Callback
@@ -109,3 +109,14 @@ def test_networks_own_forward_is_given_back():
 def test_device_that_is_not_here():
     if torch.cuda.is_available(): pytest.skip('it is here')
     with pytest.raises(ValueError, match='cuda is not'): compute_settings(torch.device('cuda'))
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='other C libraries need no reminder')
+def test_free_memory_is_given_back_once_a_minute():
+    learn = task_learner(digits().subset(1), resnet9(10, width=2), cbs=[Quiet()])
+    clock = next(cb for cb in learn.cbs if type(cb).__name__ == '_GiveBack')
+    before = clock.since
+    learn.fit(1)
+    assert clock.since == before
+    clock.since -= 61
+    learn.fit(1)
+    assert clock.since > before
