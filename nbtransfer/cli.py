@@ -355,8 +355,8 @@ def main(
         args.run(args)
     except (ValueError, OSError) as e: return _refuse(e)
     except RuntimeError as e:
-        known = type(e).__name__ == 'DataMissing' or str(e).startswith(('compare:', 'StopOnNaN:'))
-        if not known: raise
+        said = any(o in str(e) for o in ('compare: ', 'StopOnNaN: '))   # fastai puts words before
+        if type(e).__name__ != 'DataMissing' and not said: raise
         return _refuse(e)
     except KeyboardInterrupt:
         kept = f'what was finished is in {args.out}' if args.out.exists() else 'nothing was kept'

@@ -22,7 +22,6 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.core import CancelValidException, Callback
-from fastai.learner import Learner
 from fastai.vision.core import PILImage
 from fastai.vision.data import get_grid
 from fastcore.basics import patch
@@ -31,7 +30,6 @@ from filelock import FileLock, Timeout
 from joblib import Parallel, delayed
 from matplotlib.axes import Axes
 from scipy.stats import bootstrap, norm, t as student_t
-from torch import Tensor
 from .finetuning import fine_tune, transfer_learner
 from .networks import count_flops, create_network, digest, stages
 from .pretraining import Quiet, default_lr, pretrain
@@ -587,16 +585,16 @@ def _facts(task, source, budgets):
 @contextmanager
 def _alone(path):
     "Keep other processes of this machine out of a store"
-    name = hashlib.sha256(str(path and Path(path).absolute()).encode()).hexdigest()[:32]
-    lock = FileLock(cache_folder()/f'{name}.lock')
-    cache_folder().mkdir(parents=True, exist_ok=True)
-    try:
-        if path: lock.acquire(timeout=0)
+    if path is None:
         yield
+        return
+    name = hashlib.sha256(str(Path(path).absolute()).encode()).hexdigest()[:32]
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    try: held = FileLock(cache_folder()/f'{name}.lock').acquire(timeout=0)
     except Timeout as e:
         raise RuntimeError(f'compare: a store of its own is needed; another process is writing to '
                            f'{path}: wait for it, or name another path') from e
-    finally: lock.release()
+    with held: yield
 
 # %% ../nbs/05_comparison.ipynb #resume
 _KEY = ['per_class', 'strategy', 'seed', 'lr_max']
@@ -690,7 +688,12 @@ def _chosen(trials, per_class, strategy):
 
 @patch
 def choices(self:Comparison)->pd.DataFrame: # a row a number of labels and strategy, a column a rate
-    "Give the accuracy on `valid` (%) that each trial ended with, and the rate that was chosen"
+    """Give the accuracy on `valid` (%) that each trial ended with, and the rate that was chosen
+
+    Raises `ValueError` if there was no search."""
+    if not len(self.trials):
+        raise ValueError('Comparison.choices: trials are needed, and there was no search: pass '
+                         'rates to compare')
     keys = ['per_class', 'strategy']
     table = self.trials.pivot_table('valid_accuracy', keys, 'lr_max', sort=False, dropna=False)
     table = table[sorted(table)].dropna(how='all')

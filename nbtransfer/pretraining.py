@@ -203,10 +203,10 @@ class _GiveBack(Callback):
     def __init__(self): self.since = time.monotonic()
 
     def after_epoch(self):
-        trim = getattr(ctypes.CDLL(None), 'malloc_trim', None) if os.name == 'posix' else None
-        if trim is None or time.monotonic() - self.since < 60: return
+        if os.name != 'posix' or time.monotonic() - self.since < 60: return
         self.since = time.monotonic()
-        trim(0)
+        trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)   # only glibc has it, or needs it
+        if trim: trim(0)
 
 # %% ../nbs/02_pretraining.ipynb #curves-cb
 class Curves(Callback):

@@ -375,6 +375,11 @@ def test_output_path_inside_a_file_is_seen_before_training(command, refused, tmp
     (tmp_path/'file').write_text('mine')
     assert 'file' in refused(line(command, tmp_path/'file'/'new'))
 
+def test_training_that_diverges_is_one_line(refused, tmp_path, monkeypatch):
+    monkeypatch.setattr('nbtransfer.pretraining.default_lr', lambda model: 1e9)
+    said = refused(f'pretrain --source digits --per-class 2 --arch article_cnn --epochs 20 --out {tmp_path}/new')
+    assert 'StopOnNaN: finite numbers are needed' in said and 'lower lr_max' in said
+
 def test_copy_of_chapters_that_stops(tmp_path, monkeypatch, capsys):
     def copy_half(source, to):
         Path(to).write_bytes(Path(source).read_bytes()[:99])
