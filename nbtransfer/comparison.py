@@ -571,12 +571,13 @@ def _facts(task, source, budgets):
     "What is compared, as JSON gives it back"
     made_on = (source.card.get('recipe') or {}).get('task', 'source')
     fed = {k: source.card[k] for k in ('mean', 'std') if source.card.get(k)}
+    state = {k: o.float() if o.is_floating_point() else o for k, o in source.state.items()}
     return json.loads(json.dumps(dict(
         title=f'{made_on} to {task.name}', budgets=budgets,
         task=dict(name=task.name, sha256=_sha(task),
                   sizes={k: len(v) for k, v in task.splits.items()}),
         source=dict(label=source.label, arch=source.card['arch'], stats=fed,
-                    sha256=digest(source.state)),
+                    sha256=digest(state)),   # the same of a file in 16 bits and of its network
         vocab=task.vocab, labels=task.labels[task.splits['test']].tolist(),
         versions={o: version(o) for o in ('nbtransfer', 'torch', 'fastai')},
         machine=f'{platform.machine()}, {platform.system()}')))

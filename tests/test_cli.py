@@ -127,7 +127,7 @@ def test_compare_into_a_folder_that_has_files(tmp_path):
 
 def test_interrupted_compare_keeps_what_was_finished(tmp_path):
     out = tmp_path/'nbtransfer-compare'
-    line = ("compare --source resnet9-letters --target digits --per-class 1 --epochs 1 --seeds 5000"
+    line = ("compare --source resnet9-letters --target digits --per-class 1 --epochs 1 --seeds 1000"
         " --strategies 'head only'")
     def heed(): signal.signal(signal.SIGINT, signal.SIG_DFL)   # which a job in the background does not inherit
     process = start(line, tmp_path, preexec_fn=heed)

@@ -10,7 +10,7 @@ from nbtransfer.comparison import STRATEGIES, load_comparison
 from nbtransfer.networks import digest
 from nbtransfer.pretraining import Quiet
 from nbtransfer.tasks import inference_dls
-from nbtransfer.weights import pretrained, read_source, shipped_names
+from nbtransfer.weights import pretrained, shipped_names
 
 FLOORS = {'article_cnn-cifar10': .78, 'article_cnn-cifar100': .45, 'resnet9-cifar10': .91, 'resnet9-cifar100': .68,
     'resnet9-letters': .95}
@@ -48,8 +48,8 @@ def test_networks_are_stored_in_16_bits_and_predict_without_their_task(name):
 @each_case
 def test_comparisons_are_of_the_networks_that_ship(name):
     case = load_comparison(name)
-    source = read_source(f"{name.split('-')[0]}-{name.split('-')[1]}")
-    assert case.facts['source']['sha256'] == digest(source.state) and case.facts['source']['arch'] == source.card['arch']
+    net = pretrained(name.rpartition('-')[0])
+    assert case.facts['source']['sha256'] == digest(net.state_dict()) and case.facts['source']['arch'] == net.card['arch']
 
 @each_case
 def test_comparisons_are_whole(name):
@@ -61,7 +61,7 @@ def test_comparisons_are_whole(name):
     assert set(seeds.index.get_level_values(1)) == set(STRATEGIES) and len(seeds) == 4 * len(STRATEGIES)
     assert all(s == list(range(3 if n == most else 5)) for (n, _), s in seeds.items())
     assert (runs.groupby('per_class').n_steps.nunique() == 1).all() and runs.notna().all(axis=None)
-    assert (case.trials.groupby(['per_class', 'strategy']).lr_max.nunique() == 3).all() and not {1000} & set(runs.seed)
+    assert (case.trials.groupby(['per_class', 'strategy']).lr_max.nunique() == 4).all() and not {1000} & set(runs.seed)
 
 @each_case
 def test_rates_are_those_of_the_search(name):
