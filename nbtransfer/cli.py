@@ -278,29 +278,23 @@ def _compare(args):
     source, task = _source(nb, args), _task(nb, args.target, args)
     nb.check_comparison(task, args.per_class, args.strategies, args.seeds)
     result = nb.compare(task, _trained(source), args.per_class, args.strategies, args.seeds,
-                        args.steps, args.epochs, args.batch_size, _store(args), _watched(),
-                        args.rates, args.trial_epochs, args.looks, args.jobs)
+                        args.steps, args.epochs, args.batch_size, args.out/'runs', _watched(),
+                        args.rates, args.trial_epochs, args.looks, args.jobs, args.resume)
     _report(args, result)
-
-def _store(args):
-    "Where runs are kept; those of an earlier run are gone, unless they are to be added to"
-    if not getattr(args, 'resume', False):
-        for ending in ('json', 'parquet'): (args.out/f'runs.{ending}').unlink(missing_ok=True)
-    return args.out/'runs'
 
 def _report(args, result):
     "Print and save tables and plot"
-    text = f'{result}\n'
-    (args.out/'differences.csv').unlink(missing_ok=True)   # of an earlier run
-    if 'scratch' in set(result.runs.strategy) and result.runs.strategy.nunique() > 1:
-        differences = result.differences().round(2)
-        _write(args.out/'differences.csv', lambda p: differences.to_csv(p, index=False))
-        text += ('\nDifference from scratch in points, with its 95 % interval\n'
+    text, names = f'{result}\n', result.runs.strategy.unique().tolist()
+    baseline = 'scratch' if 'scratch' in names else names[0]
+    differences = result.differences(baseline).round(2)
+    _write(args.out/'differences.csv', lambda p: differences.to_csv(p, index=False))
+    if len(differences):
+        text += (f'\nDifference from {baseline} in points, with its 95 % interval\n'
                  f'{differences.to_string(index=False)}\n')
     print(f'\n{text}', flush=True)
     _write(args.out/'table.txt', lambda p: p.write_text(text, encoding='utf-8'))
     _save_figure(args.out/'comparison.png', result.plot())
-    if 'scratch' in set(result.runs.strategy): result.report(args.out/'report.html')
+    result.report(args.out/'report.html', baseline)
     print(f'runs, tables and plot in {args.out}')
 
 # %% ../nbs/15_cli.ipynb #demo
@@ -317,7 +311,7 @@ def _demo(args):
           f'Training on digits with 1 and 5 labels per class, {args.seeds} seeds, 40 steps a run',
           flush=True)
     result = nb.compare(target, path, (1, 5), ('scratch', 'head first'), args.seeds, 40,
-                        path=_store(args), progress=_watched())
+                        path=args.out/'runs', progress=_watched(), resume=False)
     _report(args, result)
     print(_conclusion(result, args.seeds))
 

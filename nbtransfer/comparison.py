@@ -164,13 +164,15 @@ def run_one(
     per_class:int,# labels of each class; 0 for all
     seed:int,     # of the subset, the new weights and the batches
     bs:int,       # pictures in a batch
-    n_steps:int=None,  # least number of steps, or
-    n_epochs:int=None, # number of epochs
+    n_steps:int=60,    # least number of steps
+    n_epochs:int=None, # number of epochs, instead of `n_steps`
     lr_max:float=None, # top learning rate of the head; the strategy's own if None
     n_looks:int=5,     # looks at `valid` on the way
     test:bool=True,    # whether to look at the test split
 )->dict:          # a row of `Comparison.runs`
-    "Train by one strategy and look at the test split once"
+    "Train by one strategy and look at the test split once; raises `ValueError` as `compare` does"
+    check_comparison(task, [per_class], [strategy], 2, [lr_max] if lr_max else [], bs=bs,
+                     n_steps=n_steps, n_epochs=n_epochs, n_looks=n_looks)
     return _run(STRATEGIES[strategy], strategy, task, _read(source), per_class, seed, bs,
                 n_epochs or epochs_for(_few(task, per_class, seed), n_steps, bs), lr_max,
                 n_looks, test)
@@ -238,8 +240,9 @@ class Comparison:
     def __repr__(self): return f'{self.title}, test accuracy (%)\n{self.table().to_string()}'
 
 # %% ../nbs/05_comparison.ipynb #differences
-def _verdict(low, high):
-    return 'better' if low > 0 else 'worse' if high < 0 else 'not distinguishable'
+_NO_ANSWER = 'not distinguishable'
+
+def _verdict(low, high): return 'better' if low > 0 else 'worse' if high < 0 else _NO_ANSWER
 
 @patch
 def _check_has(self:Comparison, method, column, value):
@@ -280,7 +283,7 @@ def summary(self:Comparison,
         each = [f'{o.strategy} {o.difference:+.1f} ({o.low:+.1f} to {o.high:+.1f})'
                 for o in rows.itertuples()]
         said.append(f'{n} label{"s" * (n > 1)} per class, {seeds} seeds: {verdict} '
-                    f'{"from" if verdict == _verdict(0, 0) else "than"} {baseline}: '
+                    f'{"from" if verdict == _NO_ANSWER else "than"} {baseline}: '
                     f'{", ".join(each)}')
     return said
 
@@ -537,7 +540,7 @@ def check_comparison(
                          f'{_TRIAL_SEED} at most; got {seeds}')
     if not len(per_class): raise ValueError('compare: numbers of labels are needed; got none')
     for n in per_class:
-        if n: task.subset(n)
+        if n: _few(task, n, 0)
     for name, n in numbers.items():
         if n is not None and (n < 1 or n != int(n)):
             raise ValueError(f'compare: {name} must be a whole number of 1 or more; got {n}')
@@ -615,7 +618,10 @@ def _opened(path, facts):
         if both[n] != asked:
             raise ValueError(f'compare: {path} holds runs with {n} labels per class and the budget '
                              f'{both[n]}; got {asked}: name another path')
-    return Comparison(old.runs, old.title, old.trials, {**facts, 'budgets': both})
+    made = {k: _also(old.facts.get(k, facts[k]), facts[k]) for k in ('versions', 'machine')}
+    return Comparison(old.runs, old.title, old.trials, {**facts, **made, 'budgets': both})
+
+def _also(had, now): return had if str(now) in str(had) else f'{had}; {now}'
 
 def _add(old, row):
     "A table with one row more, in the order of labels, seeds and strategies"
@@ -661,8 +667,9 @@ def _job(task, images, source, how, n_looks, test, **asked):
     try:
         with _ALONE:
             return _run(how, task=task, source=source, n_looks=n_looks, test=test, **asked)
-    except RuntimeError as e:
-        if not test and 'StopOnNaN: ' in str(e): return dict(asked, valid_accuracy=np.nan)
+    except (RuntimeError, ValueError) as e:
+        if not test and 'StopOnNaN: ' in str(e):
+            return {k: asked[k] for k in (*_KEY, 'n_epochs')} | dict(valid_accuracy=np.nan)
         said = ', '.join(f'{k} {v}' for k, v in asked.items())
         raise RuntimeError(f'compare: the run with {said} failed: {e}') from e
 
@@ -697,7 +704,7 @@ def choices(self:Comparison)->pd.DataFrame: # a row a number of labels and strat
                          'rates to compare')
     keys = ['per_class', 'strategy']
     table = self.trials.pivot_table('valid_accuracy', keys, 'lr_max', sort=False, dropna=False)
-    table = table[sorted(table)].dropna(how='all')
+    table = table[sorted(table)].dropna(how='all').round(2)
     return table.assign(chosen=[_chosen(self.trials, *o) for o in table.index])
 
 # %% ../nbs/05_comparison.ipynb #compare
@@ -716,6 +723,7 @@ def compare(
     trial_epochs:int=None, # epochs of a trial in the search; those of a run if None
     n_looks:int=5,      # looks at `valid` on the way of a run
     n_jobs:int=None,    # runs side by side, as for `joblib.Parallel`
+    resume:bool=True,   # whether to keep the runs that are in the store
 )->Comparison:          # with a row for each run, those of the store included
     """Train every strategy with every number of labels and every seed, at one budget
 
@@ -733,6 +741,7 @@ def compare(
     run = partial(_run_all, task=task, source=source, n_looks=n_looks, n_jobs=n_jobs,
                   progress=progress)
     with _alone(path):
+        if path and not resume: [f.unlink(missing_ok=True) for f in _files(path)]
         result = _opened(path, _facts(task, source, budgets))
         result._fill_both(counts, strategies, seeds, rates, run, path)
     return result
@@ -765,6 +774,7 @@ def _as_list(said):
 @patch
 def _page(self:Comparison, baseline):
     "Parts of the report, a heading each"
+    self._check_has('report', 'strategy', baseline)
     last, facts, title = int(self.runs.per_class.max()), self.facts, self.title
     yield 'In words', _as_list(self.summary(baseline))
     yield 'Test accuracy, mean ± standard deviation over seeds', (
@@ -783,18 +793,19 @@ def _page(self:Comparison, baseline):
     if best:
         ends = self.by_class(best, last, baseline)
         ends = ends if len(ends) <= 20 else pd.concat([ends[:10], ends[-10:]])
-        yield f'Classes that {best} hurt and helped most, {last} labels each', _as_table(ends)
-    if len(self.trials): yield 'Search for the learning rate, on valid', _as_table(self.choices())
+        yield f'Classes with the least and most difference, {best}, {last} labels', _as_table(ends)
+    if len(self.trials): yield 'Search for the rate, on valid', _as_table(self.choices(), 6)
     said = {k: v for k, v in facts.items() if k not in ('vocab', 'labels')}
+    said |= {k: self.runs[k].unique().tolist() for k in ('device', 'precision') if k in self.runs}
     yield 'What was compared', _as_list(f'{k}: {v}' for k, v in said.items())
 
 @patch
 def _best(self:Comparison, baseline, per_class):
-    "The strategy to show classes of, if there are any"
-    runs = self.runs[self.runs.per_class == per_class]
-    others = runs[runs.strategy != baseline]
-    if 'predicted' not in runs or len(others) in (0, len(runs)): return None
-    return others.groupby('strategy').valid_accuracy.mean().idxmax()
+    "The strategy to show classes of, if any has two seeds in common with the baseline"
+    found = self.differences(baseline).query('per_class == @per_class').strategy
+    runs = self.runs.query('per_class == @per_class and strategy in @found')
+    if 'predicted' not in runs or not len(runs): return None
+    return runs.groupby('strategy').valid_accuracy.mean().idxmax()
 
 # %% ../nbs/05_comparison.ipynb #report
 @patch

@@ -304,6 +304,22 @@ def test_other_numbers_of_labels_may_have_another_budget(runs, tmp_path):
     result = quick(tmp_path/'kept', per_class=(5,), n_epochs=4)
     assert result.facts['budgets']['1']['n_epochs'] == 2 and result.facts['budgets']['5']['n_epochs'] == 4 and len(runs) == 8
 
+def test_store_is_begun_anew_only_if_all_is_well(runs, tmp_path):
+    kept = quick(tmp_path/'kept').runs
+    before = bytes_of(tmp_path)
+    for wrong in (dict(n_epochs=0), dict(src=torch.nn.Linear(2, 2))):
+        with saying('compare'): quick(tmp_path/'kept', resume=False, **wrong)
+        assert bytes_of(tmp_path) == before
+    again = quick(tmp_path/'kept', n_epochs=3, seeds=3, resume=False)
+    assert len(kept) == 4 and again.runs.n_epochs.tolist() == [3] * 6 and again.facts['budgets']['1']['n_epochs'] == 3
+
+def test_store_names_the_versions_of_all_its_runs(runs, tmp_path, monkeypatch):
+    now = quick(tmp_path/'kept').facts['versions']
+    for new in ('9.9', '9.9'):
+        monkeypatch.setattr(comparison, 'version', lambda o: new)
+        result = quick(tmp_path/'kept', seeds=3)
+    assert result.facts['versions'] == f'{now}; {dict.fromkeys(now, "9.9")}'
+
 def test_source_that_was_built_with_tuples_is_known_again(runs, tmp_path):
     model = network('timm/convnext_atto', depths=(1, 1, 1, 1), dims=(8, 8, 16, 16))
     for _ in range(2): quick(tmp_path/'kept', src=model)
@@ -408,6 +424,11 @@ def test_rate_that_diverges_is_not_chosen():
 def test_no_rate_is_chosen_where_all_diverge():
     with saying('compare', 'copy and tune', '1 labels', '1000000.0', error=RuntimeError):
         quick(strategies=['copy and tune'], src=cnn(), rates=(1e6, 1e7), n_epochs=3)
+
+def test_rate_that_diverges_leaves_no_trace_in_the_runs(tmp_path):
+    quick(tmp_path/'kept', rates=(1e-3, 1e30), strategies=['scratch'])
+    kept = load_comparison(tmp_path/'kept')
+    assert kept.runs.notna().all(axis=None) and kept.trials.n_epochs.eq(2).all() and 'bs' not in kept.trials
 
 def test_run_that_diverges_is_named(monkeypatch):
     def strategy(task, source, n_epochs, lr, seed, bs, cbs):
@@ -714,6 +735,19 @@ bad = [(dict(bs=0), 'bs'), (dict(bs=-1), 'bs'), (dict(n_epochs=0), 'n_epochs'), 
     (dict(rates=(-1e-3,)), 'rates'), (dict(rates=(np.nan, 1e-3)), 'rates'), (dict(rates=(np.inf,)), 'rates'),
     (dict(rates=(1e-3,), trial_epochs=0), 'trial_epochs'), (dict(rates=(1e-3,), trial_epochs=-1), 'epochs')]
 
+@pytest.mark.parametrize('what, name', [(dict(strategy='magic'), 'magic'), (dict(per_class=98), '98'), (dict(bs=0), 'bs'), (dict(lr_max=-1.), 'rates'),
+    (dict(n_epochs=0), 'n_epochs'), (dict(n_steps=0), 'n_steps'), (dict(n_looks=0), 'n_looks')])
+def test_one_run_with_bad_options_is_refused(runs, what, name):
+    with saying(name): run_one(**dict(strategy='scratch', task=digits(), source=source(), per_class=1, seed=0, bs=10) | what)
+    assert not runs
+
+def test_all_labels_of_uneven_classes_may_be_asked_for_by_number(runs):
+    task = digits()
+    kept = task.splits['train'][1:]
+    uneven = other_task(splits=dict(task.splits, train=kept))
+    n = int(uneven.counts()['train'].max())
+    assert uneven.counts()['train'].min() < n and quick(task=uneven, per_class=(n,)).runs.per_class.tolist() == [n] * 4
+
 @pytest.mark.parametrize('options, name', bad, ids=lambda o: ', '.join(f'{k} {v}' for k, v in o.items()) if isinstance(o, dict) else o)
 def test_bad_options_are_refused_before_anything_runs(runs, tmp_path, options, name):
     runs.stop_at, runs.error = 0, AssertionError('it runs')
@@ -786,11 +820,26 @@ def test_report_opens_in_a_browser(page, tmp_path):
 
 def test_report_of_another_baseline(runs, tmp_path):
     result = quick(strategies=('head only', 'gradual'))
-    with saying('differences', 'scratch'): result.report(tmp_path/'a.html')
+    with saying('report', 'scratch'): result.report(tmp_path/'a.html')
     text = result.report(tmp_path/'a.html', 'head only').read_text(encoding='utf-8')
     goal = result.time_to(baseline='head only').goal.iloc[0]
     table = text[text.index('Cost up to the accuracy that head only ends with'):]
     assert f'<td>{goal:.2f}'.rstrip('0') in table[:table.index('</table>')]
+
+def test_report_of_an_interrupted_comparison(runs, tmp_path):
+    result = quick(per_class=(1, 5), strategies=('scratch', 'head only', 'gradual'), seeds=3, rates=(1e-3, 1e-2))
+    result.runs = result.runs.query('per_class == 1 or strategy != "head only" and seed < 2 or seed == 0')
+    text = Page(result.report(tmp_path/'a.html').read_text()).text
+    assert 'difference, gradual, 5 labels' in text
+    result.runs = result.runs.query('per_class == 1 or seed == 0')
+    assert ' difference, ' not in Page(result.report(tmp_path/'a.html').read_text()).text
+    result.runs = result.runs.iloc[:0]
+    with saying('report', 'needed', 'scratch'): result.report(tmp_path/'a.html')
+
+def test_report_shows_the_rates_that_were_chosen(page):
+    result, path = page
+    table = path.read_text(encoding='utf-8').partition('Search for the rate')[2].partition('</table>')[0]
+    assert list(map(float, re.findall(r'<td>([^<]*)</td>\s*</tr>', table))) == result.choices().chosen.tolist()
 
 def test_report_of_one_strategy(runs, tmp_path): Page(quick(strategies=['scratch']).report(tmp_path/'a.html').read_text())
 

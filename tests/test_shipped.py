@@ -7,8 +7,8 @@ from fastai.losses import CrossEntropyLossFlat
 from helpers import PACKAGE
 from nbtransfer.cli import _parser
 from nbtransfer.comparison import STRATEGIES, load_comparison
-from nbtransfer.networks import digest
-from nbtransfer.pretraining import Quiet
+from nbtransfer.networks import create_network, digest
+from nbtransfer.pretraining import Quiet, default_lr
 from nbtransfer.tasks import inference_dls
 from nbtransfer.weights import pretrained, shipped_names
 
@@ -32,7 +32,12 @@ def test_card_names_data_recipe_and_a_command_that_can_be_typed(name):
     typed = _parser().parse_args(shlex.split(card['command'])[1:])
     recipe, arch = card['recipe'], card['arch']
     assert (typed.command, typed.source, typed.arch, typed.epochs) == ('pretrain', recipe['task'], arch['name'], recipe['n_epochs'])
-    assert typed.width in (None, arch['kwargs'].get('width')) and recipe['seed'] == 0
+    assert (typed.batch_size, typed.wd, typed.smoothing, 0) == (*(recipe.get(o, 0) for o in ('bs', 'wd', 'smoothing')), recipe['seed'])
+    net = create_network(arch['name'], arch['kwargs']['n_classes'], **({'width': typed.width} if typed.width else {}))
+    assert {k: v.shape for k, v in net.state_dict().items()} == {k: v.shape for k, v in pretrained(name).state_dict().items()}
+    assert (typed.lr or default_lr(net)) == recipe['lr_max']
+    assert recipe.get('augment', []) == {'crop': ['ReflectCrop', 'Cutout'], 'none': [],
+        'article': ['AffineAugment'] if recipe['task'] != 'letters' else []}[typed.augment]
     assert card['licence'] and 0 <= card['metrics']['valid_accuracy'] <= 1
 
 @each_network
