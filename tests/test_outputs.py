@@ -15,7 +15,7 @@ def test_outputs_belong_to_the_code(path):
     stamp = nb['metadata'].get('nbtransfer')
     assert stamp, f'no stamp: {again}'
     assert stamp['code_sha256'] == code_hash(nb), f'the code changed since its outputs were made: {again}'
-    assert stamp['device'] and {'python', 'torch', 'fastai', 'nbdev'} <= stamp['versions'].keys()
+    assert stamp['date'] and stamp['device'] and {'python', 'torch', 'fastai', 'nbdev'} <= stamp['versions'].keys()
     if any(map(is_cifar, code_cells(nb))):
         assert stamp['cifar']['code_sha256'] == code_hash(nb, only_cifar=True), f'CIFAR cells were not run: {again}, with the data'
 

@@ -5,8 +5,8 @@
     python tools/refresh.py --no-cifar                   where the CIFAR data are not at hand
 
 Each notebook runs in a process of its own, against the exported modules (so run `nbdev-export` first). Its outputs
-are cleaned and its metadata stamped with a hash of its code cells, the device and the versions. A notebook that
-fails is left as it was. With `--no-cifar` the outputs of unchanged `#| cifar` cells stay, with the stamp of the run
+are cleaned and its metadata stamped with a hash of its code cells, the date, the device and the versions. A notebook
+that fails is left as it was. With `--no-cifar` the outputs of unchanged `#| cifar` cells stay, with the stamp of the run
 that made them; those of changed cells are removed, and `tests/test_outputs.py` asks for a full run.
 """
 import argparse, hashlib, os, platform, re, subprocess, sys, tempfile, time
@@ -32,7 +32,7 @@ def device_name():
     return f'CPU, {torch.get_num_threads()} threads'
 
 def run_facts():
-    return dict(device=device_name(), versions={'python': platform.python_version(), **{o: version(o) for o in VERSIONED}})
+    return dict(date=time.strftime('%Y-%m-%d', time.gmtime()), device=device_name(), versions={'python': platform.python_version(), **{o: version(o) for o in VERSIONED}})
 
 # Cleaning, beyond what nbdev-clean does
 
