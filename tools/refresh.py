@@ -32,7 +32,8 @@ def device_name():
     return f'CPU, {torch.get_num_threads()} threads'
 
 def run_facts():
-    return dict(date=time.strftime('%Y-%m-%d', time.gmtime()), device=device_name(), versions={'python': platform.python_version(), **{o: version(o) for o in VERSIONED}})
+    versions = {'python': platform.python_version(), **{o: version(o) for o in VERSIONED}}
+    return dict(date=time.strftime('%Y-%m-%d', time.gmtime()), device=device_name(), versions=versions)
 
 # Cleaning, beyond what nbdev-clean does
 
