@@ -1,5 +1,6 @@
-"The committed site: every link within it leads somewhere, and nothing comes from another host"
-import re
+"The committed site, as files and in a real browser: links, search, themes, phones, accessibility"
+import functools, http.server, os, re, shutil, threading
+from collections import Counter
 from urllib.parse import unquote
 import pytest
 from helpers import CHAPTERS, ROOT
@@ -7,9 +8,15 @@ from helpers import CHAPTERS, ROOT
 docs = ROOT/'docs'
 pages = sorted(docs.glob('*.html'))
 each_page = pytest.mark.parametrize('page', pages, ids=lambda o: o.stem)
+CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'google-chrome', 'chromium-browser'))), None)
+LOOKED_UP = 'results', 'glossary', 'bibliography'
 
-def test_every_notebook_has_its_page():
-    assert {o.stem for o in pages} == {'index', *(c.stem[3:] for c in CHAPTERS)}
+# As files
+
+def test_every_notebook_has_its_page_and_every_module_its_names():
+    chapters = {c.stem[3:] for c in CHAPTERS}
+    modules = {o.stem for o in (ROOT/'nbtransfer').glob('*.py')} & chapters
+    assert {o.stem for o in pages} == {'index', *chapters, *LOOKED_UP, *(f'api-{o}' for o in modules)}
 
 @each_page
 def test_links_lead_somewhere(page):
@@ -28,12 +35,164 @@ def test_page_loads_nothing_from_elsewhere(page):
 
 def test_styles_load_nothing_from_elsewhere():
     for style in docs.rglob('*.css'):
-        assert not re.search(r'@import|url\(["\']?https?:', style.read_text(encoding='utf-8')), style
+        text = style.read_text(encoding='utf-8')
+        assert not re.search(r'@import|url\(["\']?https?:', text), style
+        for link in re.findall(r'url\(["\']?([^)"\']+)', text):
+            if not link.startswith('data:'): assert (style.parent/link.partition('?')[0].partition('#')[0]).exists(), (style, link)
+
+@each_page
+def test_pictures_have_words(page):
+    for img in re.findall(r'<img\b[^>]*>', page.read_text(encoding='utf-8')): assert re.search(r'alt="[^"]{8,}"', img), img
+
+@each_page
+def test_ids_are_unique(page):
+    ids = Counter(re.findall(r'\sid="([^"]+)"', page.read_text(encoding='utf-8')))
+    assert not [k for k, n in ids.items() if n > 1]
 
 @each_page
 def test_no_raw_mathematics(page):
-    assert not re.search(r'class="math (inline|display)"', page.read_text(encoding='utf-8'))
+    text = re.sub(r'<(pre|code|script)\b.*?</\1>', '', page.read_text(encoding='utf-8'), flags=re.S)
+    assert not re.search(r'class="math (inline|display)"|\\(frac|sum|theta|log|sqrt|bar)\b|\$\$', text)
 
 def test_no_path_of_a_machine_is_shown():
     for path in [*docs.rglob('*.html'), *docs.rglob('*.md')]:
         assert not re.search(r'site-packages|Warning:', path.read_text(encoding='utf-8')), path.name
+
+def test_site_is_small(): assert sum(o.stat().st_size for o in docs.rglob('*') if o.is_file()) < 12e6
+
+def test_downloads_are_the_chapters():
+    assert {o.name: o.read_bytes() for o in (docs/'notebooks').iterdir()} == {o.name: o.read_bytes() for o in CHAPTERS}
+
+# What the chapters cite, and the words they use
+
+def sources(text): return text.partition('## Sources')[2]
+
+WORK = r'[A-Z][\w-]+(?: et al\.| and [A-Z]\w+)? (?:19|20)\d\d'
+
+def test_every_work_that_is_cited_is_in_the_bibliography_and_none_else():
+    known = re.findall(r'^- \[(.+?)\]\{#', (ROOT/'nbs/bibliography.md').read_text(encoding='utf-8'), re.M)
+    cited = {o for c in CHAPTERS for o in re.findall(WORK, sources(markdown(c)))}
+    documented = {o for p in (ROOT/'nbtransfer').glob('*.py') for o in re.findall(WORK, ' '.join(re.findall(r'Source: ([^"]+)', p.read_text())))}
+    assert known == sorted(known, key=str.lower) and cited == set(known) and documented <= set(known)
+
+def markdown(chapter):
+    import json
+    cells = json.loads(chapter.read_text(encoding='utf-8'))['cells']
+    return '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')
+
+# In a browser
+
+@pytest.fixture(scope='module')
+def address():
+    handler = functools.partial(type('Quiet', (http.server.SimpleHTTPRequestHandler,), dict(log_message=lambda *_: None)), directory=str(docs))
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{server.server_port}'
+    server.shutdown()
+
+@pytest.fixture(scope='module')
+def browser():
+    if CHROMIUM is None: pytest.skip('no Chromium here')
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-dev-shm-usage'])
+        yield browser
+        browser.close()
+
+@pytest.fixture
+def tab(browser, address):
+    "A page that fails the test on an error of the console, or a request to another host"
+    context = browser.new_context(viewport=dict(width=1280, height=900), base_url=address)
+    tab, said = context.new_page(), []
+    tab.on('console', lambda o: said.append(o.text) if o.type in ('error', 'warning') else None)
+    tab.on('pageerror', lambda o: said.append(str(o)))
+    tab.on('request', lambda o: said.append(o.url) if not o.url.startswith((address, 'file:', 'data:')) else None)
+    yield tab
+    context.close()
+    assert not said
+
+@pytest.fixture(scope='module')
+def axe():
+    import axe_playwright_python
+    return (ROOT.__class__(axe_playwright_python.__file__).parent/'axe.min.js').read_text(encoding='utf-8')
+
+@each_page
+def test_page_in_a_browser(tab, axe, page):
+    "No error, no sideways scrolling at three widths, no violation of accessibility in either theme, and nothing moves while it loads"
+    tab.add_init_script("new PerformanceObserver(o => { for (const e of o.getEntries()) window.moved = (window.moved || 0) + e.value })"
+        ".observe({type: 'layout-shift', buffered: true})")
+    for width in (390, 768, 1280):
+        tab.set_viewport_size(dict(width=width, height=900))
+        tab.goto(f'/{page.name}', wait_until='load')
+        assert tab.evaluate('document.documentElement.scrollWidth') <= width
+        assert tab.evaluate('window.moved || 0') < .05
+    wide = tab.evaluate("[...document.querySelectorAll('pre.sourceCode')].filter(o => o.scrollWidth > o.clientWidth + 1).map(o => o.innerText.slice(0, 80))")
+    assert not wide, 'code scrolls sideways at 1280 px'
+    for scheme in ('light', 'dark'):
+        tab.emulate_media(color_scheme=scheme)
+        tab.goto(f'/{page.name}', wait_until='load')
+        tab.evaluate(axe)
+        found = tab.evaluate("axe.run({resultTypes: ['violations']})")['violations']
+        assert not [(o['id'], o['nodes'][0]['html']) for o in found if o['impact'] in ('serious', 'critical', 'moderate')]
+
+@pytest.mark.parametrize('words, page', [('receipt', 'weights'), ('bootstrap', 'comparison'), ('transfer_weights', 'weights'), ('BatchNorm', 'finetuning'),
+    ('cutout', 'tasks'), ('one-cycle', 'pretraining'), ('splitter', 'networks'), ('nbtransfer demo', 'cli'), ('not distinguishable', 'comparison'),
+    ('discriminative', 'finetuning')])
+def test_search_finds(tab, words, page):
+    tab.goto('/index.html')
+    tab.fill('.smalldocs-search input', words)
+    tab.wait_for_selector('.search-result')
+    found = [o.get_attribute('href').removeprefix('./').partition('#')[0] for o in tab.query_selector_all('.search-result')]
+    assert f'{page}.html' in found
+    tab.keyboard.press('ArrowDown')
+    tab.keyboard.press('Enter')
+    tab.wait_for_url(lambda url: not url.endswith('/index.html'))
+
+def is_dark(tab): return tab.evaluate("document.documentElement.classList.contains('quarto-dark')")
+
+def test_theme_is_chosen_and_stays(tab):
+    tab.goto('/tasks.html')
+    assert not is_dark(tab)
+    tab.click('.quarto-color-scheme-toggle')
+    tab.wait_for_timeout(200)
+    assert is_dark(tab)
+    tab.goto('/weights.html')
+    assert is_dark(tab)
+
+def test_lines_have_65_to_75_characters(tab):
+    tab.goto('/tasks.html')
+    lines = tab.evaluate("""[...document.querySelectorAll('main p')].flatMap(p => {
+        const range = document.createRange(), texts = []; let top = null, text = '';
+        const walker = document.createTreeWalker(p, NodeFilter.SHOW_TEXT);
+        while (walker.nextNode()) for (let i = 0; i < walker.currentNode.length; i++) {
+            range.setStart(walker.currentNode, i); range.setEnd(walker.currentNode, i + 1);
+            const y = Math.round(range.getBoundingClientRect().bottom / 12);
+            if (top !== null && y > top) { texts.push(text.length); text = '' }
+            top = y; text += walker.currentNode.data[i] }
+        return texts })""")
+    lines = sorted(o for o in lines if o > 20)
+    assert 60 <= lines[len(lines) // 2] <= 75 and lines[int(.95 * len(lines))] <= 80
+
+def test_pages_can_be_read_from_files(tab):
+    tab.goto((docs/'weights.html').as_uri())
+    assert tab.evaluate("getComputedStyle(document.querySelector('main')).display") and tab.inner_text('h1') == 'Weights'
+    tab.click('#quarto-sidebar >> text=Fine-tuning')
+    tab.wait_for_url('**/finetuning.html')
+
+def test_keyboard_reaches_the_chapters(tab):
+    tab.goto('/tasks.html')
+    met = []
+    for _ in range(12):
+        tab.keyboard.press('Tab')
+        met.append(tab.evaluate("document.activeElement.getAttribute('href')"))
+    assert {'index.html', 'networks.html'} <= set(met)
+
+def test_screenshots_are_kept(tab):
+    folder = os.environ.get('NBTRANSFER_SCREENSHOTS')
+    if not folder: pytest.skip('NBTRANSFER_SCREENSHOTS names no folder')
+    for name in ('index', 'weights', 'article'):
+        for scheme in ('light', 'dark'):
+            tab.emulate_media(color_scheme=scheme)
+            tab.goto(f'/{name}.html')
+            tab.wait_for_timeout(200)
+            tab.screenshot(path=f'{folder}/{name}-{scheme}.png')

@@ -4,24 +4,27 @@
     python tools/build_site.py --check    change nothing; exit 1 if that would change anything
 
 nbdev turns the notebooks into pages (running the cells that hold imports and exports, for the signatures), smalldocs
-lays them out. What smalldocs leaves to us is done here: names and links as nbdev has them, nothing fetched from other
-hosts, mathematics as MathML.
+lays them out. What smalldocs leaves to us is done here: names and links as nbdev has them, parts of the book, what a
+chapter costs, a page of each module's names, mathematics, and nothing that is fetched from other hosts.
 """
 import argparse, contextlib, html, json, os, re, shutil, sys, tempfile, warnings
 from base64 import b64decode
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import quickjs
 import yaml
 from build_readme import build_readme
-from fastcore.nbio import read_nb
-from latex2mathml.converter import convert as tex_to_mathml
+from fastcore.nbio import mk_cell, read_nb
 from nbdev.config import get_config, nbpath2html
 from nbdev.serve import proc_nbs
 from smalldocs.site import build as build_pages
 
 ROOT = Path(__file__).resolve().parents[1]
-STYLE = Path(__file__).with_name('site.css')
+STYLE, ICON, KATEX = (Path(__file__).with_name(o) for o in ('site.css', 'favicon.svg', 'katex'))
+PARTS = {'The road': range(7), 'Open problems': range(7, 13), 'In practice': range(13, 100)}   # numbers of chapters
+LOOK_UP = 'results', 'glossary', 'bibliography'
+WORDS_A_MINUTE, LINES_A_MINUTE = 220, 40   # of prose, and of code
 
 def page_name(notebook): return nbpath2html(notebook).stem
 
@@ -41,22 +44,106 @@ def relink(text):
     text = re.sub(r'\]\((\w+\.ipynb)', lambda m: f'](./{page_name(m[1])}.ipynb', text)
     return re.sub(r'\]\(\.\./([^)\s]+)', lambda m: f']({get_config().git_url}/blob/{get_config().branch}/{m[1]}', text)
 
-def stage_page(source, dest):
-    nb = json.loads(source.read_text(encoding='utf-8'))
+def source_of(cell): return ''.join(cell['source'])
+
+def minutes_to_read(nb):
+    "Of a notebook as nbdev processed it, which leaves hidden cells out"
+    words = sum(len(source_of(c).split()) for c in nb['cells'] if c['cell_type'] == 'markdown')
+    lines = sum(len(source_of(c).splitlines()) for c in nb['cells'] if c['cell_type'] == 'code')
+    return round(words / WORDS_A_MINUTE + lines / LINES_A_MINUTE)
+
+def chapter_facts(name, nb, cost, cfg):
+    "The line below the title: what a chapter costs, and where else it can be had"
+    colab = f'https://colab.research.google.com/github/{cfg.git_url.partition("github.com/")[2]}/blob/{cfg.branch}/nbs/{name}'
+    links = [f'<a href="{colab}">Open in Colab</a>', f'<a href="notebooks/{name}" download>Download the notebook</a>']
+    if names_of(nb): links.append(f'<a href="{api_name(name)}.html">API</a>')
+    facts = [f'{minutes_to_read(nb)} minutes to read', *([f'to run: {cost}'] if cost else []), *links]
+    return f'<p class="chapter-facts">{" · ".join(facts)}</p>'
+
+def names_of(nb): return [c for c in nb['cells'] if c['cell_type'] == 'code' and 'show_doc(' in source_of(c)]
+
+def api_name(notebook): return f'api-{page_name(Path(notebook))}'
+
+def slug(word): return word.lower().replace('.', '').replace(' ', '-')
+
+def anchors(page): return re.findall(r'\{#([\w-]+)\}', (ROOT/f'nbs/{page}.md').read_text(encoding='utf-8'))
+
+def linked(nb):
+    "Words in italics lead to the glossary, once a chapter; what the Sources cite, to the bibliography"
+    terms, works, met = anchors('glossary'), re.findall(r'- \[(.+?)\]\{#', (ROOT/'nbs/bibliography.md').read_text(encoding='utf-8')), set()
+    for cell in (c for c in nb['cells'] if c['cell_type'] == 'markdown'):
+        def _term(m):
+            if slug(m[1]) not in terms or slug(m[1]) in met: return m[0]
+            met.add(slug(m[1]))
+            return f'[{m[0]}](./glossary.md#{slug(m[1])})'
+        text, *sources = re.split(r'(?m)^(?=## Sources)', source_of(cell))
+        text = re.sub(r'(?<![*\w\[])\*([A-Za-z][\w -]+)\*(?!\*)', _term, text)
+        for work in works: sources = [o.replace(work, f'[{work}](./bibliography.md#{slug(work)})', 1) for o in sources]
+        cell['source'] = ''.join([text, *sources])
+
+def processed_nb(path): return json.loads(path.read_text(encoding='utf-8').replace('__main__.', ''))  # of types of the same cell
+
+def stage_page(source, dest, cfg):
+    nb, cost = processed_nb(source), None
+    linked(nb)
     for cell in nb['cells']:
-        text = ''.join(cell['source'])
-        if cell['cell_type'] == 'markdown': cell['source'] = relink(text)
+        text = source_of(cell)
         if cell['cell_type'] == 'raw': cell['source'] = re.sub(r'^output-file:.*\n', '', text, flags=re.M)
+        if cell['cell_type'] != 'markdown': continue
+        if not cost and (found := re.search(r'\s*Cost: (.+?)\.(?=\s|$)', text)): cost, text = found[1], text.replace(found[0], '')
+        cell['source'] = relink(text)
+    if source.stem != 'index':
+        nb['cells'].insert(1, mk_cell(chapter_facts(source.name, nb, cost, cfg), 'markdown'))
     dest.write_text(json.dumps(nb), encoding='utf-8')
 
-def site_config(cfg, names):
-    page = dict(theme=dict(light='cosmo', dark='darkly'), css='site.css', toc=True)
-    website = {'title': cfg.title, 'description': cfg.description, 'repo-url': cfg.git_url, 'search': True,
-        'page-navigation': True, 'llms-txt': True,
-        'sidebar': dict(style='docked', contents=[f'{o}.ipynb' for o in names])}
+def stage_names(source, dest):
+    "A page of the names that a chapter defines, as they stand in it"
+    nb, chapter = processed_nb(source), page_name(source)
+    front = f'---\ntitle: nbtransfer.{chapter}\ndescription: The names of chapter {source.stem[:2]}\nsearch: false\n---'
+    back = f'What they are for, with examples: [{chapter}](./{chapter}.ipynb).'
+    cells = [mk_cell(front, 'raw'), mk_cell(back, 'markdown'), *names_of(nb)]
+    dest.write_text(json.dumps(dict(nb, cells=cells)).replace('"### ', '"## '), encoding='utf-8')
+
+def results_page():
+    "The tables of the comparisons that ship, from their saved runs"
+    from nbtransfer.comparison import load_comparison
+    said = ['---', 'title: Results', 'description: The comparisons that ship, from their saved runs.', '---',
+        'What was measured, how, and what it does not say: [The article\'s case](./article.ipynb). In Python: `load_comparison(name)`.', '']
+    for path in sorted((ROOT/'nbtransfer/results').glob('*.json')):
+        case = load_comparison(path.stem)
+        differences = case.differences().round(1).set_index(['strategy', 'per_class'])
+        said += [f'## {path.stem}', '', 'Test accuracy (%), mean ± standard deviation over seeds, by labels per class.', '',
+            as_html(case.table().fillna('')), '', 'Difference from scratch in points, 95 % interval.', '', as_html(differences), '']
+    return '\n'.join(said)
+
+def as_html(frame): return f'<div class="cell-output cell-output-display">{frame.to_html(border=0)}</div>'.replace('\n', '')
+
+def site_config(cfg, chapters, with_names):
+    "What smalldocs reads, as Quarto would"
+    parts = [dict(section=part, contents=[f'{page_name(o)}.ipynb' for o in chapters if int(o.stem[:2]) in numbers])
+        for part, numbers in PARTS.items()]
+    found = dict(section='To look up', contents=[f'{o}.md' for o in LOOK_UP])
+    names = dict(section='API', contents=[f'{api_name(o)}.ipynb' for o in with_names])
+    page = dict(theme=dict(light='cosmo', dark='darkly'), css='site.css', toc=True, **{'toc-depth': 2})
+    website = {'title': cfg.title, 'description': cfg.description, 'repo-url': cfg.git_url, 'search': True, 'favicon': ICON.name,
+        'page-navigation': True, 'llms-txt': True, 'page-footer': dict(left=footer(chapters)),
+        'sidebar': dict(style='docked', contents=['index.ipynb', *(o for o in parts if o['contents']), found, names])}
     return dict(project={'type': 'website', 'output-dir': '_site'}, website=website, format=dict(html=page))
 
+def footer(chapters):
+    "Versions, and the day of the newest output"
+    stamps = [o.metadata.get('nbtransfer', {}) for o in map(read_nb, chapters)]
+    made = max(stamps, key=lambda o: o.get('date', ''))
+    versions = ', '.join(f'{k} {v}' for k, v in made.get('versions', {}).items())
+    return f'nbtransfer {nbtransfer_version()}, Apache-2.0. Outputs of {made.get("date")} with {versions}.'
+
+def nbtransfer_version(): return re.search(r"__version__ = .([\d.]+)", (ROOT/'nbtransfer/__init__.py').read_text())[1]
+
 # Finishing: what smalldocs wrote
+
+NEEDED = {'<th></th>': '<td></td>', '<pre>': '<pre tabindex="0">',   # by those who do not see or use no mouse
+    '<pre class=': '<pre tabindex="0" class=', 'role="navigation"': 'role="button"', '<span class="katex-display">': '<span class="katex-display" tabindex="0">',
+    '<nav id="TOC"': '<nav id="TOC" aria-label="On this page"', '<nav id="quarto-sidebar"': '<nav id="quarto-sidebar" aria-label="Chapters"'}
 
 def drawn_sizes(notebooks):
     "The size each saved picture was drawn for (it has twice the pixels): HTML attributes by the picture's bytes"
@@ -67,29 +154,40 @@ def drawn_sizes(notebooks):
             sizes[b64decode(output['data']['image/png'])] = f'width="{size["width"]}" height="{size["height"]}" '
     return sizes
 
-def tidy_page(text, cfg, pictures, sizes):
-    "A page with relative links, pictures in files, mathematics as MathML, and nothing from other hosts"
+def tex_renderer():
+    "KaTeX, run here and not in the reader's browser: pages need no script for it, and nothing moves while they load"
+    js = quickjs.Context()
+    js.eval((KATEX/'katex.min.js').read_text(encoding='utf-8'))
+    def render(tex, display):
+        call = f'JSON.stringify(katex.renderToString({json.dumps(tex)}, {{displayMode: {json.dumps(display)}}}))'
+        return re.sub(r'<annotation.*?</annotation>', '', json.loads(js.eval(call)), flags=re.S)
+    return render
+
+def tidy_page(text, cfg, pictures, sizes, tex):
+    "A page with relative links, pictures in files, mathematics, and nothing from other hosts"
     text = text.replace(cfg.doc_url, '')
     def _picture(m):
         content = b64decode(m[1])
         return f'{sizes.get(content, "")}src="{pictures[content]}"' if content in pictures else m[0]
     text = re.sub(r'src="data:image/png;base64,([^"]+)"', _picture, text)
+    text = re.sub(r'https://[^"]*/katex.min.css', 'site_libs/katex/katex.min.css', text)
     text = re.sub(r'<(?:script|link)\b[^>]*(?:src|href)="https?://[^"]*"[^>]*>(?:</script>)?', '', text)
-    def _math(m):
-        return tex_to_mathml(html.unescape(m[2]), display='block' if m[1] == 'display' else 'inline')
-    return re.sub(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', _math, text, flags=re.S)
+    def _math(m): return tex(html.unescape(m[2]), m[1] == 'display')
+    text = re.sub(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', _math, text, flags=re.S)
+    for old, new in NEEDED.items(): text = text.replace(old, new)
+    return text
 
 def tidy_style(text): return re.sub(r'@import\s*(?:url\([^)]*\)|"[^"]*"|\'[^\']*\')[^;]*;', '', text)
 
 def read_site(folder, cfg, sizes):
     "The finished files of the site: bytes by path"
-    files, paths = {}, sorted(o for o in folder.rglob('*') if o.is_file())
+    files, paths, tex = {}, sorted(o for o in folder.rglob('*') if o.is_file()), tex_renderer()
     pictures = {o.read_bytes(): o.relative_to(folder).as_posix() for o in paths if o.suffix == '.png'}
     for path in paths:
         name, content = path.relative_to(folder).as_posix(), path.read_bytes()
         if path.suffix in ('.html', '.md', '.txt', '.json', '.css'):
             text = content.decode().replace('.llms.md', '.html.md')  # nbdev's name for the Markdown copy of a page
-            if path.suffix == '.html': text = tidy_page(text, cfg, pictures, sizes)
+            if path.suffix == '.html': text = tidy_page(text, cfg, pictures, sizes, tex)
             if path.suffix == '.css': text = tidy_style(text)
             content = text.encode()
         files[name.replace('.llms.md', '.html.md')] = content
@@ -106,16 +204,22 @@ def build_site():
         shutil.copy(ROOT/'pyproject.toml', tmp)
         sys.path.insert(0, str(tmp))  # the workers inherit it
         with contextlib.chdir(tmp):
-            cfg, processed, stage = get_config(), proc_nbs(), tmp/'stage'
+            cfg, processed, stage, chapters = get_config(), proc_nbs(), tmp/'stage', find_notebooks()[1:]
             shutil.copytree(processed, stage, ignore=shutil.ignore_patterns('*.ipynb'))
-            for o in find_notebooks(): stage_page(processed/o.name, stage/f'{page_name(o)}.ipynb')
-            shutil.copy(STYLE, stage)
-            (stage/'_quarto.yml').write_text(yaml.safe_dump(site_config(cfg, [page_name(o) for o in find_notebooks()])))
+            for o in find_notebooks(): stage_page(processed/o.name, stage/f'{page_name(o)}.ipynb', cfg)
+            for o in (ROOT/'nbs').glob('*.md'): (stage/o.name).write_text(relink(o.read_text(encoding='utf-8')), encoding='utf-8')
+            (stage/'results.md').write_text(results_page(), encoding='utf-8')
+            with_names = [o for o in chapters if names_of(read_nb(processed/o.name))]
+            for o in with_names: stage_names(processed/o.name, stage/f'{api_name(o)}.ipynb')
+            for o in (STYLE, ICON): shutil.copy(o, stage)
+            (stage/'_quarto.yml').write_text(yaml.safe_dump(site_config(cfg, chapters, with_names)))
             site = build_pages(stage, quiet=True)
             for o in site.warnings: print(f'warning: {o}', file=sys.stderr)
             files = read_site(site.out, cfg, drawn_sizes(find_notebooks()))
     readme_images = {k.removeprefix('docs/'): v for k, v in build_readme(ROOT).items() if k.startswith('docs/')}
-    return {**files, **readme_images, '.nojekyll': b''}
+    notebooks = {f'notebooks/{o.name}': o.read_bytes() for o in chapters}
+    katex = {f'site_libs/katex/{o.relative_to(KATEX)}': o.read_bytes() for o in KATEX.rglob('*') if o.suffix in ('.css', '.woff2')}
+    return {**files, **readme_images, **notebooks, **katex, '.nojekyll': b''}
 
 def find_changes(files, docs):
     "Paths of which `docs` holds something else than `files` says"
