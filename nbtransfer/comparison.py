@@ -174,8 +174,8 @@ def run_one(
     check_comparison(task, [per_class], [strategy], 2, [lr_max] if lr_max else [], bs=bs,
                      n_steps=n_steps, n_epochs=n_epochs, n_looks=n_looks)
     return _run(STRATEGIES[strategy], strategy, task, _read(source), per_class, seed, bs,
-                n_epochs or epochs_for(_few(task, per_class, seed), n_steps, bs), lr_max,
-                n_looks, test)
+                n_epochs or epochs_for(_few(task, per_class, seed), n_steps, bs),
+                lr_max and float(lr_max), n_looks, test)
 
 # %% ../nbs/05_comparison.ipynb #run
 def _few(task, per_class, seed):
@@ -341,7 +341,7 @@ def plot_differences(self:Comparison,
     ax.set_yticks(range(len(found)), [f'{o.strategy}, {o.per_class}' for o in found.itertuples()])
     ax.invert_yaxis()
     ax.set(xlabel=f'difference from {baseline} in points of test accuracy, {level:.0%} interval',
-           ylabel='strategy, labels per class', title=_plain(self.title))
+           ylabel='strategy, labels', title=_plain(self.title))
     return ax
 
 # %% ../nbs/05_comparison.ipynb #learning
@@ -392,7 +392,7 @@ def plot_learning(self:Comparison,
         looks = rows.groupby('epochs')
         ax.plot(looks[x].median(), looks.valid_accuracy.mean(), label=name, **_style(i))
     ax.set(xlabel=_UNITS[x], ylabel='valid accuracy (%)',
-           title=f'{_plain(self.title)}, {n} labels per class')
+           title=f'{_plain(self.title)}, {n} label{"s" if n > 1 else ""} per class')
     ax.legend()
     return ax
 

@@ -554,7 +554,7 @@ def test_scratch_carries_nothing_and_has_the_same_network():
     assert count_params(one.body) == count_params(network().body)
 
 def test_one_run_is_a_row_of_the_comparison(whole):
-    row = run_one('gradual', digits(), source(), 1, 1, 4, n_epochs=3, lr_max=1e-3, n_looks=2)
+    row = run_one('gradual', digits(), source(), 1, 1, 4, n_epochs=3, lr_max=np.float64(1e-3), n_looks=2)
     same = whole[0].runs.query('strategy == "gradual" and seed == 1').iloc[0]
     assert set(row) == set(same.index) and row['accuracy'] == same.accuracy and (row['predicted'] == same.predicted).all()
     assert row['curve_accuracy'] == same.curve_accuracy and row['flops'] == same.flops

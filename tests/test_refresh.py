@@ -15,6 +15,7 @@ def texts(nb): return [''.join(o.get('text', '')) for c in nb['cells'] for o in 
 def test_stream_is_what_a_terminal_shows():
     text = '█\repoch  loss\n█\r\rEpoch 1/2 |--| 0%\rEpoch 1/2 |██| 100%\r          \r0     0.70\n\nend\n |███| 100% [3/3]'
     assert clean_stream(text) == ['epoch  loss\n', '0     0.70\n', '\n', 'end\n']
+    assert clean_stream('\r |██--| 50.00% [1/2 00:01<00:01]\r |████| 100.00% [2/2 00:02<00:00]said\nend\n') == ['said\n', 'end\n']
 
 def test_scrub_removes_what_is_private(monkeypatch):
     monkeypatch.setenv('HOME', '/home/someone')

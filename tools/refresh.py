@@ -42,8 +42,8 @@ def last_overwrite(line):
     return line.removesuffix('\n').removesuffix('\r').split('\r')[-1].rstrip() + '\n' * line.endswith('\n')
 
 def clean_stream(text):
-    "Standard output as a terminal shows it: no progress bars"
-    lines = [(o, last_overwrite(o)) for o in re.split(r'(?<=\n)', ''.join(text))]
+    "Standard output as a terminal shows it: no progress bars, but what was printed behind one"
+    lines = [(o, re.sub(r'^.*█.*?\[\d+/\d+ [^\]]*\]', '', last_overwrite(o))) for o in re.split(r'(?<=\n)', ''.join(text))]
     return [new for old, new in lines if '█' not in new and (new.strip() or ('\r' not in old and new))]
 
 def private_paths():
