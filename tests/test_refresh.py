@@ -1,8 +1,10 @@
 "The tool that makes saved outputs: what it keeps, what it cleans away, and that it breaks nothing"
-import json, sys
+import base64, io, json, sys
+import numpy as np
 import pytest
+from PIL import Image
 from helpers import read_notebook, run, run_ok
-from refresh import clean_outputs, clean_stream, code_hash, scrub
+from refresh import clean_outputs, clean_stream, code_hash, lighter, scrub
 
 def cell(code, kind='code'):
     extra = dict(outputs=[], execution_count=None) if kind == 'code' else {}
@@ -16,6 +18,18 @@ def test_stream_is_what_a_terminal_shows():
     text = '█\repoch  loss\n█\r\rEpoch 1/2 |--| 0%\rEpoch 1/2 |██| 100%\r          \r0     0.70\n\nend\n |███| 100% [3/3]'
     assert clean_stream(text) == ['epoch  loss\n', '0     0.70\n', '\n', 'end\n']
     assert clean_stream('\r |██--| 50.00% [1/2 00:01<00:01]\r |████| 100.00% [2/2 00:02<00:00]said\nend\n') == ['said\n', 'end\n']
+
+def test_large_figures_get_lighter_and_look_the_same():
+    noise = np.random.default_rng(0).integers(0, 255, (300, 300, 3), dtype=np.uint8)
+    large, small = (as_png(np.clip(o, 0, 255)) for o in (200 + noise // 8, noise[:20, :20]))
+    assert lighter(small) == small and len(lighter(large)) < len(large) / 2
+    one, two = (np.asarray(Image.open(io.BytesIO(base64.b64decode(o))).convert('RGB'), float) for o in (large, lighter(large)))
+    assert abs(one - two).mean() < 4
+
+def as_png(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(file, 'PNG')
+    return base64.b64encode(file.getvalue()).decode()
 
 def test_scrub_removes_what_is_private(monkeypatch):
     monkeypatch.setenv('HOME', '/home/someone')

@@ -9,7 +9,7 @@ are cleaned and its metadata stamped with a hash of its code cells, the date, th
 that fails is left as it was. With `--no-cifar` the outputs of unchanged `#| cifar` cells stay, with the stamp of the run
 that made them; those of changed cells are removed, and `tests/test_outputs.py` asks for a full run.
 """
-import argparse, hashlib, os, platform, re, subprocess, sys, tempfile, time
+import argparse, base64, hashlib, io, os, platform, re, subprocess, sys, tempfile, time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -59,6 +59,14 @@ def scrub(text):
     for old, new in private_paths(): text = text.replace(old, new)
     return re.sub(re.escape(tempfile.gettempdir()) + r'/tmp\w{8}', 'temporary', text)
 
+def lighter(png, limit=60_000):
+    "A figure (base64) of more than `limit` bytes in 256 colours, which plots do not exceed by much"
+    from PIL import Image
+    content, smaller = base64.b64decode(png), io.BytesIO()
+    if len(content) <= limit: return png
+    Image.open(io.BytesIO(content)).convert('RGB').quantize(256).save(smaller, 'PNG', optimize=True)
+    return min(png, base64.b64encode(smaller.getvalue()).decode(), key=len)
+
 def clean_outputs(outputs, where):
     "`outputs` of a cell fit to be saved; says on the terminal what it drops"
     res = []
@@ -73,6 +81,7 @@ def clean_outputs(outputs, where):
         if 'text' in o: o['text'] = clean_stream(scrub(o['text']))
         for mime in data:
             if mime.startswith('text/'): data[mime] = scrub(data[mime])
+            if mime == 'image/png': data[mime] = lighter(''.join(data[mime]))
         if data or o.get('text'): res.append(o)
     return res
 
