@@ -37,6 +37,11 @@ def imported_modules(tree):
         if isinstance(o, ast.ImportFrom): names.append(f'nbtransfer.{o.module}' if o.level else o.module)
     return names
 
+def find_browser():
+    "Chromium or Chrome; a test that has none is skipped"
+    found = next(filter(None, map(shutil.which, ('chromium', 'google-chrome', 'chromium-browser'))), None)
+    return found or pytest.skip('no Chromium here')
+
 def find_script(name):
     "The console script `name` of this environment"
     found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)

@@ -1,5 +1,5 @@
 "Intervals hold, pairs stay pairs, a store repeats nothing, costs are what was done, and the test split waits for the end"
-import inspect, json, re, shutil, time, zlib
+import inspect, json, re, time, zlib
 from functools import lru_cache
 from html.parser import HTMLParser
 from itertools import product
@@ -16,7 +16,7 @@ from pandas.testing import assert_frame_equal
 from scipy import stats
 from sklearn.metrics import confusion_matrix, recall_score
 from torch.utils.flop_counter import FlopCounterMode
-from helpers import run, saying, some, write_folder
+from helpers import find_browser, run, saying, some, write_folder
 from nbtransfer import comparison
 from nbtransfer.comparison import STRATEGIES, Comparison, compare, epochs_for, load_comparison, paired_interval, run_one
 from nbtransfer.networks import count_params, create_network, stages, tensors_of
@@ -806,8 +806,7 @@ def test_report_is_whole_and_loads_nothing(page):
     assert not re.search(r'\b(nan|NaN|None)\b', found.text) and list(path.parent.iterdir()) == [path]
 
 def test_report_opens_in_a_browser(page, tmp_path):
-    browser = next(filter(None, map(shutil.which, ('chromium', 'google-chrome', 'chromium-browser'))), None)
-    if browser is None: pytest.skip('no Chromium here')
+    browser = find_browser()
     look = tmp_path/'look.html'
     probe = ('<script>addEventListener("load", () => { const all = [...document.images];'
         'document.body.dataset.seen = all.length + " " + all.filter(o => o.complete && o.naturalWidth > 100).length })</script>')

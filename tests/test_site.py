@@ -1,14 +1,14 @@
 "The committed site, as files and in a real browser: links, search, themes, phones, accessibility"
-import functools, http.server, os, re, shutil, threading
+import functools, http.server, os, re, threading
 from collections import Counter
+from pathlib import Path
 from urllib.parse import unquote
 import pytest
-from helpers import CHAPTERS, ROOT
+from helpers import CHAPTERS, ROOT, find_browser, read_notebook
 
 docs = ROOT/'docs'
 pages = sorted(docs.glob('*.html'))
 each_page = pytest.mark.parametrize('page', pages, ids=lambda o: o.stem)
-CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'google-chrome', 'chromium-browser'))), None)
 LOOKED_UP = 'results', 'glossary', 'bibliography'
 
 # As files
@@ -76,9 +76,7 @@ def test_every_work_that_is_cited_is_in_the_bibliography_and_none_else():
     assert known == sorted(known, key=str.lower) and cited == set(known) and documented <= set(known)
 
 def markdown(chapter):
-    import json
-    cells = json.loads(chapter.read_text(encoding='utf-8'))['cells']
-    return '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')
+    return '\n'.join(''.join(c['source']) for c in read_notebook(chapter)['cells'] if c['cell_type'] == 'markdown')
 
 # In a browser
 
@@ -92,10 +90,10 @@ def address():
 
 @pytest.fixture(scope='module')
 def browser():
-    if CHROMIUM is None: pytest.skip('no Chromium here')
+    path = find_browser()
     from playwright.sync_api import sync_playwright
     with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-dev-shm-usage'])
+        browser = p.chromium.launch(executable_path=path, args=['--no-sandbox', '--disable-dev-shm-usage'])
         yield browser
         browser.close()
 
@@ -114,7 +112,7 @@ def tab(browser, address):
 @pytest.fixture(scope='module')
 def axe():
     import axe_playwright_python
-    return (ROOT.__class__(axe_playwright_python.__file__).parent/'axe.min.js').read_text(encoding='utf-8')
+    return (Path(axe_playwright_python.__file__).parent/'axe.min.js').read_text(encoding='utf-8')
 
 @each_page
 def test_page_in_a_browser(tab, axe, page):
