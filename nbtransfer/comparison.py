@@ -462,14 +462,17 @@ def show_examples(self:Comparison,
     helped:bool=True,       # pictures that `strategy` gets right more often; else less often
     n:int=8,                # pictures
 )->list:                    # matplotlib axes
-    "Show test pictures on which two strategies differ in most seeds, with what each says mostly"
+    """Show test pictures on which two strategies differ in most seeds, with what each says mostly
+
+    Of pictures that differ equally, one of each class comes before a second of any."""
     truth, vocab = np.array(self.facts.get('labels')), self.facts.get('vocab')
     if vocab != task.vocab or truth.tolist() != task.labels[task.splits['test']].tolist():
         raise ValueError('Comparison.show_examples: the task that was compared on is needed, '
                          f'{self.title}; got {task.name}')
     one, two = (self._guesses(s, per_class)[1] for s in (baseline, strategy))
     gain = ((two == truth).mean(0) - (one == truth).mean(0)) * (1 if helped else -1)
-    chosen = np.argsort(-gain, kind='stable')[:min(n, (gain > 0).sum())]
+    turn = pd.Series(truth).groupby([gain, truth]).cumcount()  # first, second ... of its class
+    chosen = np.lexsort((turn, -gain))[:min(n, (gain > 0).sum())]
     n = len(chosen)
     axs = get_grid(n, figsize=(9, 2.6 * ceil(n / 4)), ncols=4) if n else []
     for ax, i, o in zip(axs, chosen, task.splits['test'][chosen].tolist()):

@@ -1015,10 +1015,11 @@ def _scan(stream):
 class _InBounds(TorchDispatchMode):
     "Refuse tensors that reach outside of their storage, or show a number twice"
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket is torch.ops.aten.set_ and len(args) == 5:
-            t, storage, offset, size, stride = args
+        if func.overloadpacket is torch.ops.aten.set_ and len(args) > 2:
+            t, storage, offset, size, stride = (*args, [])[:5]   # an empty one is not passed
             reach = sum((n - 1) * s for n, s in zip(size, stride)) + 1 if all(size) else 0
-            if (min(offset, *size, *stride, 0) < 0 or math.prod(size) > max(reach, 0)
+            if (len(size) != len(stride) or min(offset, *size, *stride, 0) < 0
+                    or math.prod(size) > max(reach, 0)
                     or (offset + reach) * t.itemsize > storage.nbytes()):
                 raise ValueError('a tensor in it reaches outside of its numbers')
         return func(*args, **(kwargs or {}))

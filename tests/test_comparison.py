@@ -691,6 +691,18 @@ def test_examples_are_those_that_differ():
             right, wrong = str(truth[i]), str((truth[i] + 1) % 10)
             assert ax.get_title().split('\n') == [right, f'scratch: {wrong if helped else right}', f'tuned: {right if helped else wrong}']
 
+def test_examples_that_differ_equally_are_of_many_classes():
+    "Test pictures lie class by class, so the first of those that differ equally would all be of one class"
+    task = digits()
+    truth = np.sort(task.labels[task.splits['test']].numpy())
+    order = torch.cat([task.splits['test'][task.labels[task.splits['test']] == k] for k in range(10)])
+    by_class = other_task(images=task.images, labels=task.labels, splits={**task.splits, 'test': order})
+    guesses = {'scratch': np.tile((truth + 1) % 10, (3, 1)), 'tuned': np.tile(truth, (3, 1))}
+    guesses['tuned'][0, truth < 4] = (truth[truth < 4] + 1) % 10
+    result = Comparison(guessed(truth, guesses, 10).runs, '', None, dict(labels=truth.tolist(), vocab=by_class.vocab))
+    shown = [ax.get_title().split('\n')[0] for ax in result.show_examples(by_class, 'tuned', 1, n=8) if ax.images]
+    assert shown == ['4', '5', '6', '7', '8', '9', '4', '5']
+
 def test_no_example_is_shown_that_does_not_differ():
     "Two pictures are helped in all seeds and one in one; asked for more than differ, the rest are not dressed up as examples"
     result, _ = digits_guessed()

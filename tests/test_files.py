@@ -512,6 +512,14 @@ def test_torch_is_told_to_read_tensors_only(options, tmp_path, monkeypatch):
     read_source(tmp_path/'a')
     assert told and all(o['weights_only'] is True for o in told)
 
+@pytest.mark.parametrize('old, new', [(rb'K\x00\)\)', b'K\x09))'), (rb'(K\x03\x85q.)K\x01\x85', rb'\1)')], ids=['a number', 'no strides'])
+def test_tensor_outside_of_its_numbers_is_refused(old, new, tmp_path):
+    "Torch does not pass an empty stride on; a number at place 9 of one made it ask for memory"
+    data, n = re.subn(old, new, saved(dict(a=torch.tensor(7), b=torch.ones(3)), **legacy), flags=re.S)
+    assert n == 1
+    (tmp_path/'a').write_bytes(data)
+    with saying('read_source', 'reaches outside'): read_source(tmp_path/'a')
+
 def test_old_file_is_whole_after_a_kill(apart, tmp_path):
     path = path_of(small_file(), tmp_path)
     assert apart('save_killed', path).said == f'died of signal {signal.SIGKILL}'
@@ -525,7 +533,8 @@ def test_loaded_network_predicts_the_same(learn, tmp_path):
     assert all((t != fresh[n]).any() for n, t in model.state_dict().items() if 'running' in n or 'num_batches' in n)
     loaded, x = load_weights(save_weights(learn, tmp_path/'a.safetensors')), torch.randn(8, 3, 32, 32)
     assert bits(loaded.state_dict()) == bits(model.state_dict())
-    assert torch.equal(loaded(x), model.eval()(x)) and not torch.equal(loaded(x), model.train()(x))
+    assert torch.allclose(loaded(x), model.eval()(x), atol=1e-5)   # another memory format adds in another order
+    assert not torch.allclose(loaded(x), model.train()(x), atol=1e-5)
 
 def test_metrics_come_back(learn, tmp_path):
     metrics = dict(valid_loss=math.nan, test_accuracy=.5, train_loss=math.inf)

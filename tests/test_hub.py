@@ -105,7 +105,7 @@ def test_pushed_file_comes_back_byte_for_byte(hub, pushed, files):
 
 def test_pushed_network_predicts_the_same(pushed, files):
     loaded, local = load_weights('me/digits'), load_weights(files[0][0])
-    assert torch.equal(answers(loaded), answers(files[1][0])) and not loaded.training
+    assert torch.allclose(answers(loaded), answers(files[1][0]), atol=1e-4) and not loaded.training
     assert same(loaded.state_dict(), files[1][0].state_dict())
     assert loaded.card == local.card and loaded.card['nth'] == 0 and loaded.card['vocab'] == [str(i) for i in range(10)]
 

@@ -2,14 +2,14 @@
 import functools, http.server, os, re, threading
 from collections import Counter
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 import pytest
 from helpers import CHAPTERS, ROOT, find_browser, read_notebook
 
 docs = ROOT/'docs'
 pages = sorted(docs.glob('*.html'))
 each_page = pytest.mark.parametrize('page', pages, ids=lambda o: o.stem)
-LOOKED_UP = 'results', 'glossary', 'bibliography'
+LOOKED_UP = 'results', 'benchmarks', 'glossary', 'bibliography'
 
 # As files
 
@@ -27,6 +27,22 @@ def test_links_lead_somewhere(page):
         assert target.exists(), link
         if anchor and target.suffix == '.html':
             assert f'id="{anchor}"' in target.read_text(encoding='utf-8'), link
+
+OTHER_SITES = {'arxiv.org', 'colab.research.google.com', 'doi.org', 'github.com', 'huggingface.co', 'joblib.readthedocs.io', 'pytorch.org',
+    'www.deeplearningbook.org'}
+
+def test_links_to_other_sites_are_listed():
+    "They are not fetched: their hosts are known, what they name of this repository exists, and CI keeps the list"
+    links = {o: page.name for page in pages for o in re.findall(r'href="([a-z]+:[^"]+)"', page.read_text(encoding='utf-8'))}
+    kept('links.txt', lambda path: path.write_text(''.join(f'{link} {page}\n' for link, page in sorted(links.items()))))
+    assert {urlsplit(o).netloc for o in links} == OTHER_SITES and {urlsplit(o).scheme for o in links} == {'https'}
+    for place, line in (re.findall(r'/nbtransfer/nbtransfer/blob/main/([^#]+)(?:#L(\d+))?$', o)[0] for o in links if '/blob/' in o):
+        lines = (ROOT/place).read_text(encoding='utf-8').splitlines()
+        if line: assert re.match(r'\s*(@|def |class |async |\w+ ?=)', lines[int(line) - 1]), (place, line)
+
+def kept(name, write):
+    "Have `write` make a file where CI keeps what people want to see"
+    if folder := os.environ.get('NBTRANSFER_SCREENSHOTS'): write(Path(folder)/name)
 
 @each_page
 def test_page_loads_nothing_from_elsewhere(page):
@@ -124,8 +140,10 @@ def test_page_in_a_browser(tab, axe, page):
         tab.goto(f'/{page.name}', wait_until='load')
         assert tab.evaluate('document.documentElement.scrollWidth') <= width
         assert tab.evaluate('window.moved || 0') < .05
-    wide = tab.evaluate("[...document.querySelectorAll('pre.sourceCode')].filter(o => o.scrollWidth > o.clientWidth + 1).map(o => o.innerText.slice(0, 80))")
+    wide = tab.evaluate("[...document.querySelectorAll('main pre')].filter(o => o.scrollWidth > o.clientWidth + 1).map(o => o.innerText.slice(0, 80))")
     assert not wide, 'code scrolls sideways at 1280 px'
+    pictures = tab.evaluate("[...document.querySelectorAll('main img')].map(o => [o.src, +o.getAttribute('width'), o.clientWidth, o.naturalWidth])")
+    for picture, drawn, shown, pixels in pictures: assert shown >= min(drawn, 700) and pixels > 1.9 * shown, picture
     for scheme in ('light', 'dark'):
         tab.emulate_media(color_scheme=scheme)
         tab.goto(f'/{page.name}', wait_until='load')
@@ -176,6 +194,8 @@ def test_pages_can_be_read_from_files(tab):
     assert tab.evaluate("getComputedStyle(document.querySelector('main')).display") and tab.inner_text('h1') == 'Weights'
     tab.click('#quarto-sidebar >> text=Fine-tuning')
     tab.wait_for_url('**/finetuning.html')
+    tab.fill('.smalldocs-search input', 'bootstrap')
+    tab.wait_for_selector('.search-result')
 
 def test_keyboard_reaches_the_chapters(tab):
     tab.goto('/tasks.html')
@@ -186,11 +206,10 @@ def test_keyboard_reaches_the_chapters(tab):
     assert {'index.html', 'networks.html'} <= set(met)
 
 def test_screenshots_are_kept(tab):
-    folder = os.environ.get('NBTRANSFER_SCREENSHOTS')
-    if not folder: pytest.skip('NBTRANSFER_SCREENSHOTS names no folder')
+    if 'NBTRANSFER_SCREENSHOTS' not in os.environ: pytest.skip('NBTRANSFER_SCREENSHOTS names no folder')
     for name in ('index', 'weights', 'article'):
         for scheme in ('light', 'dark'):
             tab.emulate_media(color_scheme=scheme)
             tab.goto(f'/{name}.html')
             tab.wait_for_timeout(200)
-            tab.screenshot(path=f'{folder}/{name}-{scheme}.png')
+            kept(f'{name}-{scheme}.png', lambda path: tab.screenshot(path=path))

@@ -10,8 +10,10 @@ chapter costs, a page of each module's names, mathematics, and nothing that is f
 import argparse, contextlib, html, json, os, re, shutil, sys, tempfile, warnings
 from base64 import b64decode
 from importlib.metadata import entry_points
+from math import ceil
 from pathlib import Path
 
+import pandas as pd
 import quickjs
 import yaml
 from build_readme import build_readme
@@ -23,7 +25,7 @@ from smalldocs.site import build as build_pages
 ROOT = Path(__file__).resolve().parents[1]
 STYLE, ICON, KATEX = (Path(__file__).with_name(o) for o in ('site.css', 'favicon.svg', 'katex'))
 PARTS = {'The road': range(7), 'Open problems': range(7, 13), 'In practice': range(13, 100)}   # numbers of chapters
-LOOK_UP = 'results', 'glossary', 'bibliography'
+LOOK_UP = 'results', 'benchmarks', 'glossary', 'bibliography'
 WORDS_A_MINUTE, LINES_A_MINUTE = 220, 40   # of prose, and of code
 
 def page_name(notebook): return nbpath2html(notebook).stem
@@ -108,13 +110,37 @@ def results_page():
     "The tables of the comparisons that ship, from their saved runs"
     from nbtransfer.comparison import load_comparison
     said = ['---', 'title: Results', 'description: The comparisons that ship, from their saved runs.', '---',
-        'What was measured, how, and what it does not say: [The article\'s case](./article.ipynb). In Python: `load_comparison(name)`.', '']
+        'What was measured, how, and what it does not say: [The article\'s case](./article.ipynb).', '']
     for path in sorted((ROOT/'nbtransfer/results').glob('*.json')):
         case = load_comparison(path.stem)
-        differences = case.differences().round(1).set_index(['strategy', 'per_class'])
-        said += [f'## {path.stem}', '', 'Test accuracy (%), mean ± standard deviation over seeds, by labels per class.', '',
-            as_html(case.table().fillna('')), '', 'Difference from scratch in points, 95 % interval.', '', as_html(differences), '']
+        facts, n_all = case.facts, ceil(case.facts['task']['sizes']['train'] / len(case.facts['vocab']))
+        def by_labels(frame): return as_html(frame.rename(columns={n_all: f'{n_all} (all)'}).fillna(''))
+        rows = case.differences().assign(text=lambda o: o.apply(in_points, axis=1))
+        differences = rows.pivot(index='strategy', columns='per_class', values='text').loc[rows.strategy.unique()]
+        costs = case.costs().rename(index={n_all: f'{n_all} (all)'}).round(1)
+        versions = ', '.join(f'{k} {v}' for k, v in facts['versions'].items())
+        said += [f'## {facts["source"]["arch"]["name"]}, {case.title}', '',
+            f"`load_comparison('{path.stem}')`: {facts['machine']}; {versions}.", '',
+            'Test accuracy (%), mean ± standard deviation over seeds, by labels per class.', '', by_labels(case.table()), '',
+            'Difference from scratch in points (95 % interval), by labels per class.', '', by_labels(differences), '',
+            '<details><summary>What a run cost: epochs, steps, seconds, CPU seconds, 10¹² FLOPs</summary>', as_html(costs), '</details>', '']
     return '\n'.join(said)
+
+def in_points(o): return f'{o.difference:+.1f} ({o.low:.1f} to {o.high:.1f})'
+
+def benchmarks_page():
+    "The tables that the scripts of tests/benchmarks kept"
+    said = ['---', 'title: Benchmarks', 'description: What the library costs beside the bare arithmetic and plain fastai.', '---',
+        'Measured by hand, contenders one after the other on one machine that did nothing else. Ratios were taken within a repeat; '
+        'seconds are of that machine alone.', '']
+    for title, kept in json.loads((ROOT/'tests/benchmarks/results.json').read_text(encoding='utf-8')).items():
+        versions = ', '.join(f'{k} {v}' for k, v in kept['versions'].items())
+        frame = pd.DataFrame.from_dict({k: v for k, v in kept.items() if k in FRAME}, 'tight')
+        said += [f'## {title}', '', f'{kept["note"]}.', '', as_html(frame), '',
+            f'`{kept["command"]}` on {kept["date"]}: {kept["device"]}; {versions}.', '']
+    return '\n'.join(said)
+
+FRAME = 'index', 'columns', 'data', 'index_names', 'column_names'   # of `DataFrame.to_dict('tight')`
 
 def as_html(frame): return f'<div class="cell-output cell-output-display">{frame.to_html(border=0)}</div>'.replace('\n', '')
 
@@ -175,7 +201,18 @@ def tidy_page(text, cfg, pictures, sizes, tex):
     def _math(m): return tex(html.unescape(m[2]), m[1] == 'display')
     text = re.sub(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', _math, text, flags=re.S)
     for old, new in NEEDED.items(): text = text.replace(old, new)
+    text = re.sub(r'(<div class="cell-output cell-output-display")(?=>(?!\s*<div class="quarto-figure))', r'\1 tabindex="0"', text)
     return text
+
+FETCHED = 'const r = await fetch(offset + "search.json");\n      index = await r.json();'
+LOADED = '''await new Promise((found, failed) => document.head.append(Object.assign(document.createElement("script"),
+        { src: offset + "search.js", onload: found, onerror: failed })));
+      index = window.searchIndex;'''
+
+def tidy_script(text):
+    "A script may be loaded where nothing may be fetched: from a file"
+    assert FETCHED in text, 'smalldocs loads its index of the search in another way now'
+    return text.replace(FETCHED, LOADED)
 
 def tidy_style(text): return re.sub(r'@import\s*(?:url\([^)]*\)|"[^"]*"|\'[^\']*\')[^;]*;', '', text)
 
@@ -185,10 +222,12 @@ def read_site(folder, cfg, sizes):
     pictures = {o.read_bytes(): o.relative_to(folder).as_posix() for o in paths if o.suffix == '.png'}
     for path in paths:
         name, content = path.relative_to(folder).as_posix(), path.read_bytes()
-        if path.suffix in ('.html', '.md', '.txt', '.json', '.css'):
+        if path.suffix in ('.html', '.md', '.txt', '.json', '.css') or path.name == 'smalldocs.js':
             text = content.decode().replace('.llms.md', '.html.md')  # nbdev's name for the Markdown copy of a page
             if path.suffix == '.html': text = tidy_page(text, cfg, pictures, sizes, tex)
             if path.suffix == '.css': text = tidy_style(text)
+            if name == 'search.json': name, text = 'search.js', f'window.searchIndex = {text}'
+            if path.name == 'smalldocs.js': text = tidy_script(text)
             content = text.encode()
         files[name.replace('.llms.md', '.html.md')] = content
     return files
@@ -208,7 +247,8 @@ def build_site():
             shutil.copytree(processed, stage, ignore=shutil.ignore_patterns('*.ipynb'))
             for o in find_notebooks(): stage_page(processed/o.name, stage/f'{page_name(o)}.ipynb', cfg)
             for o in (ROOT/'nbs').glob('*.md'): (stage/o.name).write_text(relink(o.read_text(encoding='utf-8')), encoding='utf-8')
-            (stage/'results.md').write_text(results_page(), encoding='utf-8')
+            for name, page in (('results', results_page), ('benchmarks', benchmarks_page)):
+                (stage/f'{name}.md').write_text(page(), encoding='utf-8')
             with_names = [o for o in chapters if names_of(read_nb(processed/o.name))]
             for o in with_names: stage_names(processed/o.name, stage/f'{api_name(o)}.ipynb')
             for o in (STYLE, ICON): shutil.copy(o, stage)

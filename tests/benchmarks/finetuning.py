@@ -1,6 +1,7 @@
 """What fine-tuning costs, as ratios within one run. Run by hand, on an idle machine:
 
     python tests/benchmarks/finetuning.py
+    python tests/benchmarks/finetuning.py --save    # for the page of benchmarks too
 
 Needs CIFAR-10 and CIFAR-100, which fastai downloads. A source is trained on CIFAR-10; the target is CIFAR-100 with `--per-class`
 labels of each class. Contenders run one after the other within each repeat; ratios are medians over repeats. The aims: ten epochs
@@ -17,6 +18,7 @@ from fastprogress import fastprogress
 from loaders import Stop
 from nbtransfer.all import (Inspector, Quiet, SkipValid, body_features, cifar10, cifar100, compute_settings, fine_tune, freeze,
     head_learner, layer_groups, pretrain, read_source, save_weights, stages, transfer_learner)
+from report import report
 
 fastprogress.NO_BAR = True
 
@@ -57,13 +59,13 @@ def head_training(task, source, args):
     runs = {'fastai freeze': theirs, 'freeze': ours, 'head_learner': cached}
     runs |= {f'{k}, no validation': partial(f, SkipValid()) for k, f in runs.items()}
     times = repeated(args.repeats, runs)
-    for name in runs:
-        base = 'fastai freeze' + ', no validation' * name.endswith('validation')
-        print(f'  ten head epochs, {name}: {median(times[name]):.2f} s, {ratio(times, base, name):.1f} times as fast as fastai')
     learn = learner()
     head_learner(learn, cbs=[Quiet()]).fit_one_cycle(2, 1e-2)
     own = learn.model.head(body_features(learn, 'valid').feats[0]).softmax(1)
-    print(f'  predictions: largest difference {(learn.get_preds()[0] - own).abs().max():.1e}')
+    assert (learn.get_preds()[0] - own).abs().max() < 1e-4   # the same network, or the times say nothing
+    rows = {name: (median(times[name]), ratio(times, 'fastai freeze' + ', no validation' * name.endswith('validation'), name))
+            for name in runs}
+    return pd.DataFrame.from_dict(rows, 'index', columns=['s', 'as fast as fastai']).round(2)
 
 def to_accuracy(task, source, args):
     "Seconds of the shortest fine-tuning that is as good as ten epochs from scratch"
@@ -84,8 +86,9 @@ def to_accuracy(task, source, args):
         probe_s = seconds(lambda: head_learner(learn, cbs=cbs).fit_one_cycle(10, 1e-2))
         rows.append((seed, 100 * goal, time_s, n_epochs, 100 * acc, own_s, own_s / time_s, 100 * learn.validate(1)[1],
                      probe_s / time_s))
-    columns = ['seed', 'scratch %', 's', 'epochs', 'transfer %', 's ', 'share', 'head on features %', 'share ']
-    print(pd.DataFrame(rows, columns=columns).round(2).to_string(index=False))
+    columns = ['seed', 'scratch (%)', 'scratch (s)', 'epochs of transfer', 'transfer (%)', 'transfer (s)', 'transfer by scratch',
+               'head on features (%)', 'head by scratch']
+    return pd.DataFrame(rows, columns=columns).set_index('seed').round(2)
 
 def inspector(task, source, args):
     "A step with and without the inspector"
@@ -93,7 +96,7 @@ def inspector(task, source, args):
         learn = transfer_learner(task, source, cbs=[Quiet(), SkipValid(), Stop(args.steps), *cbs])
         return seconds(partial(learn.fit_one_cycle, 1, 1e-3))
     times = repeated(args.repeats, {'without': run, 'with': partial(run, Inspector())})
-    print(f'  inspector: {ratio(times, "with", "without") - 1:+.1%} of a step')
+    return pd.DataFrame({'a step by one without': {'with the inspector': ratio(times, 'with', 'without')}}).round(3)
 
 def frozen(task, source, args):
     "A step with more and more stages frozen"
@@ -103,17 +106,21 @@ def frozen(task, source, args):
         freeze(learn, upto)
         return seconds(partial(learn.fit_one_cycle, 1, 1e-3))
     times = repeated(args.repeats, {i: partial(run, i) for i in range(len(names))})
-    print('  a step, frozen up to:', ', '.join(f'{n} {ratio(times, i, 0):.2f}' for i, n in enumerate(names)))
+    shares = {f'up to {n}' if i else 'none': ratio(times, i, 0) for i, n in enumerate(names)}
+    return pd.DataFrame({'a step by one with none frozen': shares}).round(2)
+
+PARTS = {'head_training': (head_training, 'Ten epochs of a head'), 'to_accuracy': (to_accuracy, 'As good as ten epochs from scratch'),
+    'inspector': (inspector, 'The inspector'), 'frozen': (frozen, 'Frozen stages')}
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--arch', nargs='+', default=['article_cnn', 'resnet9'])
     parser.add_argument('--sources', type=Path, help='folder to keep the sources in, and to find them')
-    parser.add_argument('--parts', nargs='+', default=['head_training', 'to_accuracy', 'inspector', 'frozen'])
+    parser.add_argument('--parts', nargs='+', default=[*PARTS], choices=PARTS)
+    parser.add_argument('--save', action='store_true')
     for name, default in dict(per_class=50, repeats=3, seeds=3, steps=20, source_epochs=3).items():
         parser.add_argument(f'--{name.replace("_", "-")}', type=int, default=default)
     args = parser.parse_args()
-    print(f'{compute_settings()}, {torch.get_num_threads()} threads, {args.per_class} labels a class')
     for arch in args.arch:
         file = args.sources and args.sources/f'src_{arch}.safetensors'
         if file and file.exists(): source = read_source(file)
@@ -122,7 +129,6 @@ if __name__ == '__main__':
             if file: save_weights(learn, file)
             source = read_source(learn)
         few = cifar100().subset(args.per_class)
-        print(f'{arch}, from {source.label}')
-        for part in args.parts:
-            task = cifar100() if part == 'to_accuracy' else few
-            {f.__name__: f for f in (head_training, to_accuracy, inspector, frozen)}[part](task, source, args)
+        for part, title in (PARTS[o] for o in args.parts):
+            note = f'{source.label}, to cifar100 with {args.per_class} labels per class'
+            report(f'{title}, {arch}', note, part(cifar100() if part is to_accuracy else few, source, args), args.save)

@@ -2,10 +2,11 @@
 
     python tests/benchmarks/loaders.py            # training steps: ours, the bare arithmetic, and peers
     python tests/benchmarks/loaders.py --cache    # 60,000 PNG files: first decoding, and from the cache
+    python tests/benchmarks/loaders.py --save     # for the page of benchmarks too
 
 Needs CIFAR-10, which fastai downloads. All contenders train on the same files with the article's augmentation (turn, shift,
 mirror), one after the other within each repeat; the table has medians, ratios within a repeat. The first row trains on one constant batch: the limit."""
-import argparse, os, subprocess, sys, tempfile, time
+import argparse, json, os, subprocess, sys, tempfile, time
 from functools import partial
 from itertools import cycle
 from statistics import median
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import CIFAR10
 from torchvision.transforms import v2
 from nbtransfer.all import Quiet, SkipValid, cifar10, compute_settings, create_network, task_learner
+from report import report
 
 fastprogress.NO_BAR = True
 
@@ -77,7 +79,8 @@ def torchvision(task, model, compute, bs, n_steps, num_workers):
             step(x.to(compute.device, memory_format=compute.layout, non_blocking=True), y.to(compute.device, non_blocking=True))
     return run
 
-def table(arch, args):
+def training_steps(arch, args):
+    "Images a second of each contender, a row each"
     task, path = cifar10(), untar_data(URLs.CIFAR)/'train'
     new, chosen = partial(create_network, arch, 10), compute_settings()
     plain = compute_settings(precision=torch.float32)
@@ -99,10 +102,7 @@ def table(arch, args):
             synchronize(chosen.device)
             if i: times[name].append(time.perf_counter() - start)
     speed = pd.Series({name: args.steps * args.bs / median(o) for name, o in times.items()})
-    print(f'\n{arch}, batches of {args.bs}, {args.steps} steps, median of {args.repeats}; {chosen}')
     def by(name): return {o: round(median(a / b for a, b in zip(times[name], times[o])), 3) for o in runs}   # repeat by repeat
-    print(pd.DataFrame({'images/s': speed.round(), 'of the bare arithmetic': by('bare arithmetic, constant batch'),
-                        'ours by it': {o: round(1 / r, 2) for o, r in by('nbtransfer').items()}}).to_string())
     if torch.cuda.is_available():
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             start = time.perf_counter()
@@ -111,9 +111,11 @@ def table(arch, args):
             wall = time.perf_counter() - start
         busy = sum(o.self_device_time_total for o in profile.key_averages()) / 1e6
         print(f'the GPU was idle for {1 - busy / wall:.0%} of the time of nbtransfer')
+    return pd.DataFrame({'images/s': speed.round(), 'of the bare arithmetic': by('bare arithmetic, constant batch'),
+        'nbtransfer is faster by': {o: round(1 / r, 2) for o, r in by('nbtransfer').items()}})
 
 from_cache = '''
-import sys, time, psutil
+import json, sys, time, psutil
 from nbtransfer.tasks import image_folder
 memory = lambda: psutil.Process().memory_info().rss
 before, start = memory(), time.perf_counter()
@@ -123,17 +125,20 @@ dls = task.dls(128)
 dls.one_batch()
 first = time.perf_counter()
 for batch in dls.train: pass
-print(f'{made - start:.2f} s to the task, {first - start:.2f} s to the first batch; after an epoch of batches '
-      f'{(memory() - before) / task.images.nbytes:.2f} times the uint8 data resident')
+print()   # below the bar
+print(json.dumps([made - start, first - start, (memory() - before) / task.images.nbytes]))
 '''
 
 def cache():
-    path = untar_data(URLs.CIFAR)
+    "Of the first time and of two more: seconds to the task and to its first batch, and memory after an epoch of batches"
+    path, rows = untar_data(URLs.CIFAR), []
     with tempfile.TemporaryDirectory() as folder:
-        for name in ('decoding', 'from the cache', 'from the cache'):
+        for _ in range(3):
             done = subprocess.run([sys.executable, '-W', 'ignore', '-c', from_cache, str(path)], check=True, text=True,
                 stdout=subprocess.PIPE, env={**os.environ, 'NBTRANSFER_CACHE': folder})
-            print(f'{name}: {done.stdout.splitlines()[-1]}', flush=True)
+            rows.append(json.loads(done.stdout.splitlines()[-1]))
+    return pd.DataFrame(rows, ['decoding', 'from the cache', 'from the cache, again'],
+                        ['s to the task', 's to the first batch', 'memory by that of the uint8 data']).round(2)
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -144,8 +149,10 @@ if __name__ == '__main__':
     parser.add_argument('--workers', type=int, default=2)
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     parser.add_argument('--cache', action='store_true')
+    parser.add_argument('--save', action='store_true')
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    if args.cache: cache()
-    else:
-        for arch in args.arch: table(arch, args)
+    if args.cache: report('60,000 PNG files', 'CIFAR-10, each row in a new process', cache(), args.save)
+    for arch in [] if args.cache else args.arch:
+        note = f'batches of {args.bs}, {args.steps} steps, median of {args.repeats}'
+        report(f'Training steps, {arch}', note, training_steps(arch, args), args.save)
