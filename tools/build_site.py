@@ -9,8 +9,10 @@ chapter costs, a page of each module's names, mathematics, and nothing that is f
 """
 import argparse, contextlib, html, json, os, re, shutil, sys, tempfile, warnings
 from base64 import b64decode
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import entry_points
 from math import ceil
+from multiprocessing import get_context
 from pathlib import Path
 
 import pandas as pd
@@ -116,7 +118,7 @@ def results_page():
         facts, n_all = case.facts, ceil(case.facts['task']['sizes']['train'] / len(case.facts['vocab']))
         def by_labels(frame): return as_html(frame.rename(columns={n_all: f'{n_all} (all)'}).fillna(''))
         rows = case.differences().assign(text=lambda o: o.apply(in_points, axis=1))
-        differences = rows.pivot(index='strategy', columns='per_class', values='text').loc[rows.strategy.unique()]
+        differences = rows.pivot(index='strategy', columns='per_class', values='text').loc[rows.strategy.unique()].rename_axis(columns='labels per class')
         costs = case.costs().rename(index={n_all: f'{n_all} (all)'}).round(1)
         versions = ', '.join(f'{k} {v}' for k, v in facts['versions'].items())
         said += [f'## {facts["source"]["arch"]["name"]}, {case.title}', '',
@@ -136,7 +138,7 @@ def benchmarks_page():
     for title, kept in json.loads((ROOT/'tests/benchmarks/results.json').read_text(encoding='utf-8')).items():
         versions = ', '.join(f'{k} {v}' for k, v in kept['versions'].items())
         frame = pd.DataFrame.from_dict({k: v for k, v in kept.items() if k in FRAME}, 'tight')
-        said += [f'## {title}', '', f'{kept["note"]}.', '', as_html(frame), '',
+        said += [f'## {title}', '', f'{kept["note"][0].upper()}{kept["note"][1:]}.', '', as_html(frame), '',
             f'`{kept["command"]}` on {kept["date"]}: {kept["device"]}; {versions}.', '']
     return '\n'.join(said)
 
@@ -237,18 +239,19 @@ def build_site():
     check_installed()
     warnings.simplefilter('ignore')  # of import cells, for the workers too: they would stand on the page, with this machine's paths
     os.environ['PYTHONWARNINGS'] = 'ignore'
-    with tempfile.TemporaryDirectory() as tmp:
+    with tempfile.TemporaryDirectory() as tmp, ProcessPoolExecutor(1, get_context('spawn')) as beside:
         tmp = Path(tmp)
         for o in ('nbs', 'nbtransfer'): shutil.copytree(ROOT/o, tmp/o, ignore=shutil.ignore_patterns('_*.ipynb', '.*', '__pycache__'))
         shutil.copy(ROOT/'pyproject.toml', tmp)
         sys.path.insert(0, str(tmp))  # the workers inherit it
         with contextlib.chdir(tmp):
+            results = beside.submit(results_page)
             cfg, processed, stage, chapters = get_config(), proc_nbs(), tmp/'stage', find_notebooks()[1:]
             shutil.copytree(processed, stage, ignore=shutil.ignore_patterns('*.ipynb'))
             for o in find_notebooks(): stage_page(processed/o.name, stage/f'{page_name(o)}.ipynb', cfg)
             for o in (ROOT/'nbs').glob('*.md'): (stage/o.name).write_text(relink(o.read_text(encoding='utf-8')), encoding='utf-8')
-            for name, page in (('results', results_page), ('benchmarks', benchmarks_page)):
-                (stage/f'{name}.md').write_text(page(), encoding='utf-8')
+            for name, page in (('results', results.result()), ('benchmarks', benchmarks_page())):
+                (stage/f'{name}.md').write_text(page, encoding='utf-8')
             with_names = [o for o in chapters if names_of(read_nb(processed/o.name))]
             for o in with_names: stage_names(processed/o.name, stage/f'{api_name(o)}.ipynb')
             for o in (STYLE, ICON): shutil.copy(o, stage)

@@ -111,8 +111,8 @@ def training_steps(arch, args):
             wall = time.perf_counter() - start
         busy = sum(o.self_device_time_total for o in profile.key_averages()) / 1e6
         print(f'the GPU was idle for {1 - busy / wall:.0%} of the time of nbtransfer')
-    return pd.DataFrame({'images/s': speed.round(), 'of the bare arithmetic': by('bare arithmetic, constant batch'),
-        'nbtransfer is faster by': {o: round(1 / r, 2) for o, r in by('nbtransfer').items()}})
+    return pd.DataFrame({'images/s': speed.round(), 'of the arithmetic': by('bare arithmetic, constant batch'),
+        'nbtransfer by it': {o: round(1 / r, 2) for o, r in by('nbtransfer').items()}})
 
 from_cache = '''
 import json, sys, time, psutil

@@ -13,9 +13,10 @@ def report(title, note, frame, save):
     print(f'\n{title}: {note}\n{frame.to_string()}', flush=True)
     if not save: return
     kept = json.loads(RESULTS.read_text(encoding='utf-8')) if RESULTS.exists() else {}
+    compute = compute_settings()
     typed = [f'tests/benchmarks/{Path(sys.argv[0]).name}', *(o for o in sys.argv[1:] if o != '--save')]
     kept[title] = dict(note=note, command=shlex.join(['python', *typed]), date=date.today().isoformat(),
-        device=f'{compute_settings()}, {torch.get_num_threads()} threads, {platform.machine()}',
+        device=f'{compute.device}, {str(compute.precision)[6:]}, {torch.get_num_threads()} threads, {platform.machine()}',
         versions={o: version(o) for o in ('nbtransfer', 'torch', 'fastai', 'torchvision')}, **frame.to_dict('tight'))
     part = RESULTS.with_suffix('.part')
     part.write_text(json.dumps(kept, indent=1), encoding='utf-8')
