@@ -138,7 +138,7 @@ def benchmarks_page():
     for title, kept in json.loads((ROOT/'tests/benchmarks/results.json').read_text(encoding='utf-8')).items():
         versions = ', '.join(f'{k} {v}' for k, v in kept['versions'].items())
         frame = pd.DataFrame.from_dict({k: v for k, v in kept.items() if k in FRAME}, 'tight')
-        said += [f'## {title}', '', f'{kept["note"][0].upper()}{kept["note"][1:]}.', '', as_html(frame), '',
+        said += [f'## {title}', '', f'{kept["note"]}.', '', as_html(frame), '',
             f'`{kept["command"]}` on {kept["date"]}: {kept["device"]}; {versions}.', '']
     return '\n'.join(said)
 

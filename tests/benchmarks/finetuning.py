@@ -65,7 +65,7 @@ def head_training(task, source, args):
     assert (learn.get_preds()[0] - own).abs().max() < 1e-4   # the same network, or the times say nothing
     rows = {name: (median(times[name]), ratio(times, 'fastai freeze' + ', no validation' * name.endswith('validation'), name))
             for name in runs}
-    return pd.DataFrame.from_dict(rows, 'index', columns=['s', 'as fast as fastai']).round(2)
+    return pd.DataFrame.from_dict(rows, 'index', columns=['s', 'times as fast as fastai']).round(2)
 
 def to_accuracy(task, source, args):
     "Seconds of the shortest fine-tuning that is as good as ten epochs from scratch"
@@ -130,5 +130,5 @@ if __name__ == '__main__':
             source = read_source(learn)
         few = cifar100().subset(args.per_class)
         for part, title in (PARTS[o] for o in args.parts):
-            note = f'{source.label}, to cifar100 with {args.per_class} labels per class'
+            note = f'From {source.label} to cifar100, with {args.per_class} labels per class'
             report(f'{title}, {arch}', note, part(cifar100() if part is to_accuracy else few, source, args), args.save)

@@ -154,5 +154,5 @@ if __name__ == '__main__':
     torch.set_num_threads(args.threads)
     if args.cache: report('60,000 PNG files', 'CIFAR-10, each row in a new process', cache(), args.save)
     for arch in [] if args.cache else args.arch:
-        note = f'batches of {args.bs}, {args.steps} steps, median of {args.repeats}'
+        note = f'Batches of {args.bs}, {args.steps} steps, median of {args.repeats}'
         report(f'Training steps, {arch}', note, training_steps(arch, args), args.save)
