@@ -9,6 +9,7 @@ from helpers import CHAPTERS, ROOT, find_browser, read_notebook
 docs = ROOT/'docs'
 pages = sorted(docs.glob('*.html'))
 each_page = pytest.mark.parametrize('page', pages, ids=lambda o: o.stem)
+KEPT = os.environ.get('NBTRANSFER_SCREENSHOTS')   # a folder for what people want to see
 LOOKED_UP = 'results', 'benchmarks', 'glossary', 'bibliography'
 
 # As files
@@ -34,15 +35,11 @@ OTHER_SITES = {'arxiv.org', 'colab.research.google.com', 'doi.org', 'github.com'
 def test_links_to_other_sites_are_listed():
     "They are not fetched: their hosts are known, what they name of this repository exists, and CI keeps the list"
     links = {o: page.name for page in pages for o in re.findall(r'href="([a-z]+:[^"]+)"', page.read_text(encoding='utf-8'))}
-    kept('links.txt', lambda path: path.write_text(''.join(f'{link} {page}\n' for link, page in sorted(links.items()))))
+    if KEPT: (Path(KEPT)/'links.txt').write_text(''.join(f'{link} {page}\n' for link, page in sorted(links.items())))
     assert {urlsplit(o).netloc for o in links} == OTHER_SITES and {urlsplit(o).scheme for o in links} == {'https'}
     for place, line in (re.findall(r'/nbtransfer/nbtransfer/blob/main/([^#]+)(?:#L(\d+))?$', o)[0] for o in links if '/blob/' in o):
         lines = (ROOT/place).read_text(encoding='utf-8').splitlines()
         if line: assert re.match(r'\s*(@|def |class |async |\w+ ?=)', lines[int(line) - 1]), (place, line)
-
-def kept(name, write):
-    "Have `write` make a file where CI keeps what people want to see"
-    if folder := os.environ.get('NBTRANSFER_SCREENSHOTS'): write(Path(folder)/name)
 
 @each_page
 def test_page_loads_nothing_from_elsewhere(page):
@@ -206,10 +203,10 @@ def test_keyboard_reaches_the_chapters(tab):
     assert {'index.html', 'networks.html'} <= set(met)
 
 def test_screenshots_are_kept(tab):
-    if 'NBTRANSFER_SCREENSHOTS' not in os.environ: pytest.skip('NBTRANSFER_SCREENSHOTS names no folder')
+    if not KEPT: pytest.skip('NBTRANSFER_SCREENSHOTS names no folder')
     for name in ('index', 'weights', 'article'):
         for scheme in ('light', 'dark'):
             tab.emulate_media(color_scheme=scheme)
             tab.goto(f'/{name}.html')
             tab.wait_for_timeout(200)
-            kept(f'{name}-{scheme}.png', lambda path: tab.screenshot(path=path))
+            tab.screenshot(path=f'{KEPT}/{name}-{scheme}.png')

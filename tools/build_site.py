@@ -115,14 +115,15 @@ def results_page():
         'What was measured, how, and what it does not say: [The article\'s case](./article.ipynb).', '']
     for path in sorted((ROOT/'nbtransfer/results').glob('*.json')):
         case = load_comparison(path.stem)
-        facts, n_all = case.facts, ceil(case.facts['task']['sizes']['train'] / len(case.facts['vocab']))
-        def by_labels(frame): return as_html(frame.rename(columns={n_all: f'{n_all} (all)'}).fillna(''))
+        facts = case.facts
+        n_all = ceil(facts['task']['sizes']['train'] / len(facts['vocab']))
+        said_all = {n_all: f'{n_all} (all)'}
+        def by_labels(frame): return as_html(frame.rename(columns=said_all).rename_axis(columns='labels per class').fillna(''))
         rows = case.differences().assign(text=lambda o: o.apply(in_points, axis=1))
-        differences = rows.pivot(index='strategy', columns='per_class', values='text').loc[rows.strategy.unique()].rename_axis(columns='labels per class')
-        costs = case.costs().rename(index={n_all: f'{n_all} (all)'}).round(1)
-        versions = ', '.join(f'{k} {v}' for k, v in facts['versions'].items())
+        differences = rows.pivot(index='strategy', columns='per_class', values='text').loc[rows.strategy.unique()]
+        costs = case.costs().rename(index=said_all).round(1)
         said += [f'## {facts["source"]["arch"]["name"]}, {case.title}', '',
-            f"`load_comparison('{path.stem}')`: {facts['machine']}; {versions}.", '',
+            f"`load_comparison('{path.stem}')`: {facts['machine']}; {listed(facts['versions'])}.", '',
             'Test accuracy (%), mean ± standard deviation over seeds, by labels per class.', '', by_labels(case.table()), '',
             'Difference from scratch in points (95 % interval), by labels per class.', '', by_labels(differences), '',
             '<details><summary>What a run cost: epochs, steps, seconds, CPU seconds, 10¹² FLOPs</summary>', as_html(costs), '</details>', '']
@@ -136,13 +137,9 @@ def benchmarks_page():
         'Measured by hand, contenders one after the other on one machine that did nothing else. Ratios were taken within a repeat; '
         'seconds are of that machine alone.', '']
     for title, kept in json.loads((ROOT/'tests/benchmarks/results.json').read_text(encoding='utf-8')).items():
-        versions = ', '.join(f'{k} {v}' for k, v in kept['versions'].items())
-        frame = pd.DataFrame.from_dict({k: v for k, v in kept.items() if k in FRAME}, 'tight')
-        said += [f'## {title}', '', f'{kept["note"]}.', '', as_html(frame), '',
-            f'`{kept["command"]}` on {kept["date"]}: {kept["device"]}; {versions}.', '']
+        said += [f'## {title}', '', f'{kept["note"]}.', '', as_html(pd.DataFrame.from_dict(kept['table'], 'tight')), '',
+            f'`{kept["command"]}` on {kept["date"]}: {kept["device"]}; {listed(kept["versions"])}.', '']
     return '\n'.join(said)
-
-FRAME = 'index', 'columns', 'data', 'index_names', 'column_names'   # of `DataFrame.to_dict('tight')`
 
 def as_html(frame): return f'<div class="cell-output cell-output-display">{frame.to_html(border=0)}</div>'.replace('\n', '')
 
@@ -162,8 +159,9 @@ def footer(chapters):
     "Versions, and the day of the newest output"
     stamps = [o.metadata.get('nbtransfer', {}) for o in map(read_nb, chapters)]
     made = max(stamps, key=lambda o: o.get('date', ''))
-    versions = ', '.join(f'{k} {v}' for k, v in made.get('versions', {}).items())
-    return f'nbtransfer {nbtransfer_version()}, Apache-2.0. Outputs of {made.get("date")} with {versions}.'
+    return f'nbtransfer {nbtransfer_version()}, Apache-2.0. Outputs of {made.get("date")} with {listed(made.get("versions", {}))}.'
+
+def listed(versions): return ', '.join(f'{k} {v}' for k, v in versions.items())
 
 def nbtransfer_version(): return re.search(r"__version__ = .([\d.]+)", (ROOT/'nbtransfer/__init__.py').read_text())[1]
 

@@ -5,6 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 import torch
 from nbtransfer.all import compute_settings
+from nbtransfer.tasks import write_whole
 
 RESULTS = Path(__file__).with_name('results.json')
 
@@ -17,7 +18,5 @@ def report(title, note, frame, save):
     typed = [f'tests/benchmarks/{Path(sys.argv[0]).name}', *(o for o in sys.argv[1:] if o != '--save')]
     kept[title] = dict(note=note, command=shlex.join(['python', *typed]), date=date.today().isoformat(),
         device=f'{compute.device}, {str(compute.precision)[6:]}, {torch.get_num_threads()} threads, {platform.machine()}',
-        versions={o: version(o) for o in ('nbtransfer', 'torch', 'fastai', 'torchvision')}, **frame.to_dict('tight'))
-    part = RESULTS.with_suffix('.part')
-    part.write_text(json.dumps(kept, indent=1), encoding='utf-8')
-    part.replace(RESULTS)
+        versions={o: version(o) for o in ('nbtransfer', 'torch', 'fastai', 'torchvision')}, table=frame.to_dict('tight'))
+    with write_whole(RESULTS) as f: f.write(json.dumps(kept, indent=1).encode())
