@@ -45,7 +45,7 @@ setup(
     entry_points={'console_scripts': lines('console_scripts'), 'nbdev': [f'{name}={name}._modidx:d']},
     packages=[name, f'{name}.notebooks'],
     package_dir={f'{name}.notebooks': 'nbs'},
-    package_data={name: ['weights/*.safetensors', 'results/*.parquet', 'results/*.json'], f'{name}.notebooks': ['[0-9]*.ipynb', 'index.ipynb']},
+    package_data={name: ['weights/*.safetensors', 'results/*.parquet', 'results/*.json'], f'{name}.notebooks': ['[0-9]*.ipynb', 'index.ipynb', 'images/*.svg']},
     include_package_data=False,
     zip_safe=False,
 )

@@ -333,7 +333,8 @@ def _notebooks(args):
         raise ValueError('the chapters are needed and not part of this installation; install '
                          'nbtransfer from a wheel or a clone')
     books = sorted(found.glob('*.ipynb'))
-    for p in books: _write(args.out/p.name, lambda part, p=p: shutil.copyfile(p, part))
+    for p in [*books, *found.glob('images/*.svg')]:
+        _write(args.out/p.relative_to(found), lambda part, p=p: shutil.copyfile(p, part))
     print(f'{len(books)} notebooks in {args.out}; open them with: jupyter lab {args.out}')
 
 # %% ../nbs/15_cli.ipynb #main

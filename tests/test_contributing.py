@@ -1,5 +1,5 @@
 "The commands of CONTRIBUTING.md: each exists, the quick ones run, and running them changes nothing"
-import re, shlex, sys
+import os, re, shlex, sys
 import pytest
 from helpers import ROOT, find_script, run_ok
 
@@ -35,6 +35,9 @@ def test_command_exists(command):
 def test_quick_command_changes_nothing(command, clean_copy, tmp_path):
     if 'build_site' in command: pytest.importorskip('smalldocs', reason='smalldocs needs Python 3.11')
     program, *args = command.split()
+    before = os.times()
     run_ok([sys.executable if program == 'python' else find_script(program), *args], clean_copy, HOME=str(tmp_path))
+    spent = sum(os.times()[2:4]) - sum(before[2:4])   # by children, which other tests beside this one slow down little
+    assert spent < 30, f'{command} took {spent:.0f} seconds of a processor'
     changed = take_changes(clean_copy)
     assert not changed, f'{command} changes the tree; run it and commit the result:\n{changed}'

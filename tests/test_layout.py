@@ -1,8 +1,9 @@
 "The rules for chapters and modules: names, order of imports, and what a cell may hold"
 import ast, re
 from collections import Counter
+from xml.etree import ElementTree
 import pytest
-from helpers import CHAPTERS, MODULES, NOTEBOOKS, PACKAGE, code_cells, directives, exported_names, imported_modules, parse_file, read_notebook, source
+from helpers import CHAPTERS, DIAGRAMS, MODULES, NOTEBOOKS, PACKAGE, code_cells, directives, exported_names, imported_modules, parse_file, read_notebook, source
 
 notebooks = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda o: o.stem)
 chapters = pytest.mark.parametrize('path', CHAPTERS, ids=lambda o: o.stem)
@@ -124,3 +125,22 @@ def test_cells_are_short(path):
 def test_cell_ids_are_unique(path):
     ids = [c.get('id') for c in read_notebook(path)['cells']]
     assert all(ids) and len(ids) == len(set(ids))
+
+# Diagrams
+
+def test_diagrams_are_those_of_the_notebooks():
+    text = '\n'.join(source(c) for o in NOTEBOOKS for c in read_notebook(o)['cells'] if c['cell_type'] == 'markdown')
+    shown = re.findall(r'!\[[^\]]{30,}\]\(images/([\w-]+\.svg)\)', text)
+    assert sorted(shown) == [o.name for o in DIAGRAMS] and text.count('![') == len(shown)
+
+@pytest.mark.parametrize('path', DIAGRAMS, ids=lambda o: o.stem)
+def test_diagram_draws_and_does_nothing_else(path):
+    "It has a size, a title, words on white, and neither scripts nor anything from elsewhere"
+    root = ElementTree.parse(path).getroot()
+    tags = Counter(o.tag.removeprefix('{http://www.w3.org/2000/svg}') for o in root.iter())
+    assert tags.keys() <= {'svg', 'title', 'style', 'marker', 'path', 'rect', 'circle', 'text', 'tspan'} and tags['title'] == 1
+    assert not re.search(r'href|url\((?!#)|@import|\bon\w+=', path.read_text(encoding='utf-8'))
+    width, height = int(root.get('width')), int(root.get('height'))
+    assert root.get('viewBox') == f'0 0 {width} {height}' and width <= 528   # the measure of the text
+    page = next(root.iter('{http://www.w3.org/2000/svg}rect'))
+    assert page.get('class') == 'page' and (int(page.get('width')), int(page.get('height'))) == (width, height)

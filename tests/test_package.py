@@ -5,7 +5,7 @@ from email.parser import Parser
 from importlib.metadata import packages_distributions
 from zipfile import ZipFile
 import pytest
-from helpers import CHAPTERS, MODULES, PACKAGE, ROOT, imported_modules, parse_file, run_ok
+from helpers import CHAPTERS, DIAGRAMS, MODULES, PACKAGE, ROOT, imported_modules, parse_file, run_ok
 
 try: import tomllib
 except ImportError: import tomli as tomllib  # before Python 3.11
@@ -74,7 +74,8 @@ def test_wheel_holds_these_files_only(wheel):
     weights = {f'nbtransfer/weights/{o.name}' for o in (PACKAGE/'weights').glob('*.safetensors')}
     results = {f'nbtransfer/results/{o.name}' for o in (PACKAGE/'results').iterdir()}
     book = {f'nbtransfer/notebooks/{o}.ipynb' for o in ('index', *(c.stem for c in CHAPTERS))}
-    assert found == code | weights | results | book
+    diagrams = {f'nbtransfer/notebooks/images/{o.name}' for o in DIAGRAMS}
+    assert found == code | weights | results | book | diagrams
 
 def test_metadata_is_that_of_settings(wheel):
     text = ZipFile(wheel).read(f'nbtransfer-{version}.dist-info/METADATA').decode()

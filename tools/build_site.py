@@ -7,12 +7,10 @@ nbdev turns the notebooks into pages (running the cells that hold imports and ex
 lays them out. What smalldocs leaves to us is done here: names and links as nbdev has them, parts of the book, what a
 chapter costs, a page of each module's names, mathematics, and nothing that is fetched from other hosts.
 """
-import argparse, contextlib, html, json, os, re, shutil, sys, tempfile, warnings
+import argparse, contextlib, html, json, re, shutil, sys, tempfile, warnings
 from base64 import b64decode
-from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import entry_points
 from math import ceil
-from multiprocessing import get_context
 from pathlib import Path
 
 import pandas as pd
@@ -235,20 +233,19 @@ def read_site(folder, cfg, sizes):
 def build_site():
     "What docs/ should hold: bytes by path below it"
     check_installed()
-    warnings.simplefilter('ignore')  # of import cells, for the workers too: they would stand on the page, with this machine's paths
-    os.environ['PYTHONWARNINGS'] = 'ignore'
-    with tempfile.TemporaryDirectory() as tmp, ProcessPoolExecutor(1, get_context('spawn')) as beside:
+    warnings.simplefilter('ignore')  # of import cells: they would stand on the page, with this machine's paths
+    with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp)
         for o in ('nbs', 'nbtransfer'): shutil.copytree(ROOT/o, tmp/o, ignore=shutil.ignore_patterns('_*.ipynb', '.*', '__pycache__'))
         shutil.copy(ROOT/'pyproject.toml', tmp)
-        sys.path.insert(0, str(tmp))  # the workers inherit it
+        sys.path.insert(0, str(tmp))
         with contextlib.chdir(tmp):
-            results = beside.submit(results_page)
-            cfg, processed, stage, chapters = get_config(), proc_nbs(), tmp/'stage', find_notebooks()[1:]
+            cfg, stage, chapters = get_config(), tmp/'stage', find_notebooks()[1:]
+            processed = proc_nbs(n_workers=0)   # here, where torch and fastai are imported once: most of the time goes there
             shutil.copytree(processed, stage, ignore=shutil.ignore_patterns('*.ipynb'))
             for o in find_notebooks(): stage_page(processed/o.name, stage/f'{page_name(o)}.ipynb', cfg)
             for o in (ROOT/'nbs').glob('*.md'): (stage/o.name).write_text(relink(o.read_text(encoding='utf-8')), encoding='utf-8')
-            for name, page in (('results', results.result()), ('benchmarks', benchmarks_page())):
+            for name, page in (('results', results_page()), ('benchmarks', benchmarks_page())):
                 (stage/f'{name}.md').write_text(page, encoding='utf-8')
             with_names = [o for o in chapters if names_of(read_nb(processed/o.name))]
             for o in with_names: stage_names(processed/o.name, stage/f'{api_name(o)}.ipynb')
