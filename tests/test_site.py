@@ -54,8 +54,9 @@ def test_styles_load_nothing_from_elsewhere():
             if not link.startswith('data:'): assert (style.parent/link.partition('?')[0].partition('#')[0]).exists(), (style, link)
 
 @each_page
-def test_pictures_have_words(page):
-    for img in re.findall(r'<img\b[^>]*>', page.read_text(encoding='utf-8')): assert re.search(r'alt="[^"]{8,}"', img), img
+def test_pictures_have_words_and_a_size(page):
+    for img in re.findall(r'<img\b[^>]*>', page.read_text(encoding='utf-8')):
+        assert re.search(r'alt="[^"]{8,}"', img) and re.search(r'width="\d+" height="\d+"', img), img
 
 @each_page
 def test_ids_are_unique(page):

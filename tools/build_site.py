@@ -194,6 +194,8 @@ def tidy_page(text, cfg, pictures, sizes, tex):
         content = b64decode(m[1])
         return f'{sizes.get(content, "")}src="{pictures[content]}"' if content in pictures else m[0]
     text = re.sub(r'src="data:image/png;base64,([^"]+)"', _picture, text)
+    def _diagram(m): return re.search(r'width=.+?height=\S+', (ROOT/'nbs'/m[1]).read_text(encoding='utf-8'))[0] + ' ' + m[0]
+    text = re.sub(r'src="(images/[\w-]+\.svg)"', _diagram, text)
     text = re.sub(r'https://[^"]*/katex.min.css', 'site_libs/katex/katex.min.css', text)
     text = re.sub(r'<(?:script|link)\b[^>]*(?:src|href)="https?://[^"]*"[^>]*>(?:</script>)?', '', text)
     def _math(m): return tex(html.unescape(m[2]), m[1] == 'display')
