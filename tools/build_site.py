@@ -201,6 +201,7 @@ def tidy_page(text, cfg, pictures, sizes, tex):
     def _math(m): return tex(html.unescape(m[2]), m[1] == 'display')
     text = re.sub(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', _math, text, flags=re.S)
     for old, new in NEEDED.items(): text = text.replace(old, new)
+    text = re.sub(r'\.<strong>(\w+)</strong>(?=</h)', r'.__\1__', text)   # a method's name is not bold
     text = re.sub(r'(<div class="cell-output cell-output-display")(?=>(?!\s*<div class="quarto-figure))', r'\1 tabindex="0"', text)
     return text
 
