@@ -41,11 +41,11 @@ setup(
     ],
     python_requires=f">={cfg['min_python']}",
     install_requires=lines('requirements'),
-    extras_require={'dev': lines('dev_requirements')},
+    extras_require={'dev': lines('dev_requirements'), 'playground': lines('playground_requirements')},
     entry_points={'console_scripts': lines('console_scripts'), 'nbdev': [f'{name}={name}._modidx:d']},
     packages=[name, f'{name}.notebooks'],
     package_dir={f'{name}.notebooks': 'nbs'},
-    package_data={name: ['weights/*.safetensors', 'results/*.parquet', 'results/*.json'], f'{name}.notebooks': ['[0-9]*.ipynb', 'index.ipynb', 'images/*.svg']},
+    package_data={name: ['weights/*.safetensors', 'results/*.parquet', 'results/*.json'], f'{name}.notebooks': ['[0-9]*.ipynb', 'index.ipynb', 'images/*']},
     include_package_data=False,
     zip_safe=False,
 )

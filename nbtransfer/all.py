@@ -6,3 +6,4 @@ from .pretraining import *
 from .weights import *
 from .finetuning import *
 from .comparison import *
+from .playground import *

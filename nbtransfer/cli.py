@@ -1,4 +1,4 @@
-"""`nbtransfer demo | pretrain | finetune | compare | notebooks`: the same road as the chapters, from a terminal.
+"""`nbtransfer demo | pretrain | finetune | compare | playground | notebooks`: the same road as the chapters, from a terminal.
 
 Docs: https://nbtransfer.github.io/nbtransfer/cli.html.md"""
 
@@ -8,8 +8,9 @@ Docs: https://nbtransfer.github.io/nbtransfer/cli.html.md"""
 __all__ = ['main']
 
 # %% ../nbs/15_cli.ipynb #imports
-import argparse, shlex, shutil, sys
+import argparse, os, shlex, shutil, subprocess, sys, tempfile
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -29,6 +30,7 @@ def _parser():
         (_pretrain, 'train a new network on a source task and save its weights'),
         (_finetune, 'carry weights to a target task, fine-tune them there and save them'),
         (_compare, 'compare training from scratch with ways of transferring'),
+        (_playground, 'try a transfer by hand: opens the playground in the browser'),
         (_notebooks, 'copy the chapters to a folder, to open in Jupyter')]:
         full = f'{help[0].upper()}{help[1:]}.'
         command = commands.add_parser(run.__name__[1:], help=help, description=full)
@@ -47,6 +49,9 @@ def _add_options(command, run):
     def flag(name, help): command.add_argument(name, action='store_true', help=help)
     if run is _notebooks:
         return command.add_argument('out', type=Path, metavar='DIR', help='folder to make')
+    if run is _playground:
+        add('--port', 8866, 'where on 127.0.0.1')
+        return flag('--no-browser', 'open no browser')
     out = Path(f'nbtransfer-{run.__name__[1:]}')
     add('--out', out, 'folder for the results', 'DIR', type=Path)
     flag('--overwrite', 'write into a folder that has files already')
@@ -326,16 +331,43 @@ def _conclusion(result, seeds):
             'transfer pays elsewhere.')
 
 # %% ../nbs/15_cli.ipynb #notebooks
-def _notebooks(args):
+def _book():
+    "The folder of the chapters"
     here = Path(__file__).parent
     found = next((p for p in (here/'notebooks', here.parent/'nbs') if p.is_dir()), None)
     if found is None:
         raise ValueError('the chapters are needed and not part of this installation; install '
                          'nbtransfer from a wheel or a clone')
+    return found
+
+def _notebooks(args):
+    found = _book()
     books = sorted(found.glob('*.ipynb'))
-    for p in [*books, *found.glob('images/*.svg')]:
+    for p in [*books, *found.glob('images/*')]:
         _write(args.out/p.relative_to(found), lambda part, p=p: shutil.copyfile(p, part))
     print(f'{len(books)} notebooks in {args.out}; open them with: jupyter lab {args.out}')
+
+# %% ../nbs/15_cli.ipynb #playground
+_PAGE = '''{% extends 'voila/templates/lab/index.html.j2' %}{% block notebook_css %}
+{{ super() | replace('https://cdn.jsdelivr.net/npm/@fortawesome/', 'data:text/css,') }}
+{% endblock %}'''   # icons that are in the page already are asked of no other host
+
+def _playground(args):
+    if find_spec('voila') is None:
+        raise ValueError('Voilà is needed for the playground and not installed here: run '
+                         "pip install 'nbtransfer[playground]'")
+    options = ['--Voila.ip=127.0.0.1', f'--port={args.port}', *['--no-browser'] * args.no_browser]
+    options += ['--template=nbtransfer', '--Voila.port_retries=0',
+                '--VoilaExporter.embed_images=True']   # it would look for them elsewhere
+    print(f'http://127.0.0.1:{args.port} shows the playground in about a minute; Ctrl-C ends it')
+    with tempfile.TemporaryDirectory() as tmp:
+        template = Path(tmp)/'voila'/'templates'/'nbtransfer'
+        _write(template/'conf.json', lambda p: p.write_text('{"base_template": "lab"}'))
+        _write(template/'index.html.j2', lambda p: p.write_text(_PAGE))
+        path = os.pathsep.join([tmp, *filter(None, [os.environ.get('JUPYTER_PATH')])])
+        command = [sys.executable, '-m', 'voila', _book()/'13_playground.ipynb', *options]
+        try: subprocess.run(command, env={**os.environ, 'JUPYTER_PATH': path})
+        except KeyboardInterrupt: print()   # Voilà got it too
 
 # %% ../nbs/15_cli.ipynb #main
 def main(
@@ -345,7 +377,7 @@ def main(
     args = _parser().parse_args(argv)
     args.argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        _check_out(args)
+        if hasattr(args, 'out'): _check_out(args)
         _check_numbers(args)
         args.run(args)
     except (ValueError, OSError) as e: return _refuse(e)

@@ -1,6 +1,6 @@
 import os, shutil, subprocess, tempfile
 import pytest
-from helpers import ROOT, run_ok
+from helpers import ROOT, find_browser, run_ok
 
 cache_key = pytest.StashKey[tempfile.TemporaryDirectory]()
 
@@ -43,3 +43,13 @@ def clean_copy(tmp_path_factory):
     for command in ('git init -q', 'git add -A', 'git -c user.name=test -c user.email=test@localhost commit -q -m all'):
         run_ok(command.split(), copy)
     return copy
+
+@pytest.fixture(scope='module')
+def browser():
+    "Chromium or Chrome, without a page"
+    path = find_browser()
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=path, args=['--no-sandbox', '--disable-dev-shm-usage'])
+        yield browser
+        browser.close()

@@ -12,7 +12,7 @@ sys.path[:0] = [str(ROOT), str(ROOT/'tools')]  # this checkout, whatever is inst
 
 NOTEBOOKS = sorted(o for o in (ROOT/'nbs').glob('*.ipynb') if o.name[0] not in '_.')
 CHAPTERS = [o for o in NOTEBOOKS if o.stem != 'index']
-DIAGRAMS = sorted((ROOT/'nbs/images').glob('*.svg'))
+IMAGES = sorted((ROOT/'nbs/images').iterdir())
 MODULES = sorted(o for o in PACKAGE.glob('*.py') if o.stem not in ('__init__', '_modidx', 'all'))
 
 def read_notebook(path): return json.loads(path.read_text(encoding='utf-8'))

@@ -6,10 +6,10 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 from sklearn.datasets import load_digits
-from helpers import DIAGRAMS, NOTEBOOKS, ROOT, find_script, run_ok
+from helpers import IMAGES, NOTEBOOKS, ROOT, find_script, run_ok
 from nbtransfer.comparison import load_comparison
 
-COMMANDS = 'demo', 'pretrain', 'finetune', 'compare', 'notebooks'
+COMMANDS = 'demo', 'pretrain', 'finetune', 'compare', 'playground', 'notebooks'
 RESULTS = {'runs.parquet', 'runs.json', 'differences.csv', 'table.txt', 'comparison.png', 'report.html'}
 env = dict(OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))   # small networks gain nothing from a second thread
 
@@ -154,7 +154,7 @@ def test_compare_goes_on_and_adds_seeds(tmp_path):
 def test_notebooks_are_copied(tmp_path):
     printed = typed('notebooks book', tmp_path)
     found = {o: content for o, content in tree(tmp_path/'book').items() if content}
-    assert found == {str(o.relative_to(ROOT/'nbs')): o.read_bytes() for o in [*NOTEBOOKS, *DIAGRAMS]}
+    assert found == {str(o.relative_to(ROOT/'nbs')): o.read_bytes() for o in [*NOTEBOOKS, *IMAGES]}
     assert printed == f'{len(NOTEBOOKS)} notebooks in book; open them with: jupyter lab book\n'
     (tmp_path/'book'/NOTEBOOKS[0].name).write_text('edited')
     before = tree(tmp_path)

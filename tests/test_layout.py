@@ -3,7 +3,7 @@ import ast, re
 from collections import Counter
 from xml.etree import ElementTree
 import pytest
-from helpers import CHAPTERS, DIAGRAMS, MODULES, NOTEBOOKS, PACKAGE, code_cells, directives, exported_names, imported_modules, parse_file, read_notebook, source
+from helpers import CHAPTERS, IMAGES, MODULES, NOTEBOOKS, PACKAGE, code_cells, directives, exported_names, imported_modules, parse_file, read_notebook, source
 
 notebooks = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda o: o.stem)
 chapters = pytest.mark.parametrize('path', CHAPTERS, ids=lambda o: o.stem)
@@ -126,14 +126,14 @@ def test_cell_ids_are_unique(path):
     ids = [c.get('id') for c in read_notebook(path)['cells']]
     assert all(ids) and len(ids) == len(set(ids))
 
-# Diagrams
+# Images
 
-def test_diagrams_are_those_of_the_notebooks():
+def test_images_are_those_of_the_notebooks():
     text = '\n'.join(source(c) for o in NOTEBOOKS for c in read_notebook(o)['cells'] if c['cell_type'] == 'markdown')
-    shown = re.findall(r'!\[[^\]]{30,}\]\(images/([\w-]+\.svg)\)', text)
-    assert sorted(shown) == [o.name for o in DIAGRAMS] and text.count('![') == len(shown)
+    shown = re.findall(r'!\[[^\]]{30,}\]\(images/([\w-]+\.(?:svg|png))\)', text)
+    assert sorted(shown) == [o.name for o in IMAGES] and text.count('![') == len(shown)
 
-@pytest.mark.parametrize('path', DIAGRAMS, ids=lambda o: o.stem)
+@pytest.mark.parametrize('path', [o for o in IMAGES if o.suffix == '.svg'], ids=lambda o: o.stem)
 def test_diagram_draws_and_does_nothing_else(path):
     "It has a size, a title, words on white, and neither scripts nor anything from elsewhere"
     root = ElementTree.parse(path).getroot()

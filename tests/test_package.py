@@ -5,7 +5,7 @@ from email.parser import Parser
 from importlib.metadata import packages_distributions
 from zipfile import ZipFile
 import pytest
-from helpers import CHAPTERS, DIAGRAMS, MODULES, PACKAGE, ROOT, imported_modules, parse_file, run_ok
+from helpers import CHAPTERS, IMAGES, MODULES, PACKAGE, ROOT, imported_modules, parse_file, run_ok
 
 try: import tomllib
 except ImportError: import tomli as tomllib  # before Python 3.11
@@ -74,8 +74,8 @@ def test_wheel_holds_these_files_only(wheel):
     weights = {f'nbtransfer/weights/{o.name}' for o in (PACKAGE/'weights').glob('*.safetensors')}
     results = {f'nbtransfer/results/{o.name}' for o in (PACKAGE/'results').iterdir()}
     book = {f'nbtransfer/notebooks/{o}.ipynb' for o in ('index', *(c.stem for c in CHAPTERS))}
-    diagrams = {f'nbtransfer/notebooks/images/{o.name}' for o in DIAGRAMS}
-    assert found == code | weights | results | book | diagrams
+    images = {f'nbtransfer/notebooks/images/{o.name}' for o in IMAGES}
+    assert found == code | weights | results | book | images
 
 def test_metadata_is_that_of_settings(wheel):
     text = ZipFile(wheel).read(f'nbtransfer-{version}.dist-info/METADATA').decode()
@@ -88,8 +88,9 @@ def test_metadata_is_that_of_settings(wheel):
     squeezed = lambda items: sorted(o.replace(' ', '').replace("'", '"') for o in items)
     required = meta.get_all('Requires-Dist')
     assert squeezed(o for o in required if 'extra ==' not in o) == squeezed(lines('requirements'))
-    dev = [re.sub(r'\s*(;|and)\s*extra == .dev.', '', o) for o in required if 'extra ==' in o]
-    assert squeezed(dev) == squeezed(lines('dev_requirements'))
+    for extra in ('dev', 'playground'):
+        own = [re.sub(rf'\s*(;|and)\s*extra == .{extra}.', '', o) for o in required if re.search(f'extra == .{extra}', o)]
+        assert squeezed(own) == squeezed(lines(f'{extra}_requirements'))
 
 def test_wheel_works_in_an_empty_environment(wheel, tmp_path):
     env = tmp_path/'env'

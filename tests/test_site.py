@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 import pytest
-from helpers import CHAPTERS, ROOT, find_browser, read_notebook
+from helpers import CHAPTERS, ROOT, read_notebook
 
 docs = ROOT/'docs'
 pages = sorted(docs.glob('*.html'))
@@ -101,15 +101,6 @@ def address():
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f'http://127.0.0.1:{server.server_port}'
     server.shutdown()
-
-@pytest.fixture(scope='module')
-def browser():
-    path = find_browser()
-    from playwright.sync_api import sync_playwright
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=path, args=['--no-sandbox', '--disable-dev-shm-usage'])
-        yield browser
-        browser.close()
 
 @pytest.fixture
 def tab(browser, address):

@@ -20,6 +20,7 @@ from build_readme import build_readme
 from fastcore.nbio import mk_cell, read_nb
 from nbdev.config import get_config, nbpath2html
 from nbdev.serve import proc_nbs
+from PIL import Image
 from smalldocs.site import build as build_pages
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -178,6 +179,12 @@ def drawn_sizes(notebooks):
             sizes[b64decode(output['data']['image/png'])] = f'width="{size["width"]}" height="{size["height"]}" '
     return sizes
 
+def image_size(path):
+    "HTML attributes of an image of a chapter; pixels are twice as many as it is drawn for"
+    if path.suffix == '.svg': return re.search(r'width=.+?height=\S+', path.read_text(encoding='utf-8'))[0] + ' '
+    width, height = Image.open(path).size
+    return f'width="{width // 2}" height="{height // 2}" '
+
 def tex_renderer():
     "KaTeX, run here and not in the reader's browser: pages need no script for it, and nothing moves while they load"
     js = quickjs.Context()
@@ -194,8 +201,7 @@ def tidy_page(text, cfg, pictures, sizes, tex):
         content = b64decode(m[1])
         return f'{sizes.get(content, "")}src="{pictures[content]}"' if content in pictures else m[0]
     text = re.sub(r'src="data:image/png;base64,([^"]+)"', _picture, text)
-    def _diagram(m): return re.search(r'width=.+?height=\S+', (ROOT/'nbs'/m[1]).read_text(encoding='utf-8'))[0] + ' ' + m[0]
-    text = re.sub(r'src="(images/[\w-]+\.svg)"', _diagram, text)
+    text = re.sub(r'src="(images/[\w-]+\.(?:svg|png))"', lambda m: image_size(ROOT/'nbs'/m[1]) + m[0], text)
     text = re.sub(r'https://[^"]*/katex.min.css', 'site_libs/katex/katex.min.css', text)
     text = re.sub(r'<(?:script|link)\b[^>]*(?:src|href)="https?://[^"]*"[^>]*>(?:</script>)?', '', text)
     def _math(m): return tex(html.unescape(m[2]), m[1] == 'display')
