@@ -380,7 +380,8 @@ def _run(self:TransferLab, choices):
         self.learn, self.before, self.rows = learn, before, [*self.rows, row]
         self.history.value = _history(self.rows)
         how = 'Stopped' if self.event.is_set() else 'Done'
-        self._say(f'{how}: {row["epochs"]} epochs, {row["accuracy"]:.1f} % right on valid.')
+        right = f', {row["accuracy"]:.1f} % right on valid' if learn.curves.rows else ''
+        self._say(f'{how}: {row["epochs"]} epochs{right}.')
     except Exception as e: self._say(str(e) or type(e).__name__, True)
     finally: self.train.disabled, self.stop.disabled = False, True
 
@@ -476,7 +477,11 @@ def plot_inside(
 # %% ../nbs/13_playground.ipynb #inside-answer
 def _picture(learn, i, split=1):
     "Picture `i` of a split as pixels `(h,w,3)`, its class, and as the network takes it"
-    task, idx = learn.dls.task, int(learn.dls[split].dataset.idxs[i])
+    task = learn.dls.task
+    if not hasattr(task, 'images'):
+        raise ValueError(f'Look inside: pictures in memory are needed; {task.name} reads them from '
+                         'files: take a smaller folder')
+    idx = int(learn.dls[split].dataset.idxs[i])
     x = learn.dls.test_dl([idx]).one_batch()[0]
     return task.images[idx], task.vocab[int(task.labels[idx])], x
 

@@ -8,6 +8,8 @@ from helpers import ROOT, find_script
 SETTINGS = {'apputils-extension/notification': dict(fetchNews='false', checkForUpdates=False),
     'notebook-extension/tracker': dict(windowingMode='none')}   # all cells are in the page, wherever it is scrolled to
 
+TIMEOUT = 90_000   # milliseconds: other tests run beside
+
 # Servers
 
 def free_port():
@@ -84,6 +86,7 @@ def tab(browser):
     "A page that reaches this machine only; in `tab.elsewhere` is what it asked of others, in `tab.said` the errors of its console"
     context = browser.new_context(viewport=dict(width=1280, height=900), device_scale_factor=2, accept_downloads=True)
     tab = context.new_page()
+    tab.set_default_timeout(TIMEOUT)
     tab.elsewhere, tab.said = [], []
     def refuse(route):
         tab.elsewhere.append(route.request.url)
@@ -118,7 +121,7 @@ def open_lab(tab, address, notebook, seconds=120):
     failed = ['\n'.join(o['traceback']) for o in outputs if o['output_type'] == 'error']
     assert not failed, failed[0]
     wait_for_widgets(tab, sum(VIEW in o.get('data', ()) for o in outputs), seconds)
-    tab.set_default_timeout(30_000)
+    tab.set_default_timeout(TIMEOUT)
 
 def open_voila(tab, address, seconds=120):
     "Open a notebook in Voilà, and wait until all cells have run and their widgets are shown"

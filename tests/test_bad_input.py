@@ -380,6 +380,10 @@ def test_training_that_diverges_is_one_line(refused, tmp_path, monkeypatch):
     said = refused(f'pretrain --source digits --per-class 2 --arch article_cnn --epochs 20 --out {tmp_path}/new')
     assert 'StopOnNaN: finite numbers are needed' in said and 'lower lr_max' in said
 
+def test_playground_without_what_serves_it(refused, monkeypatch):
+    monkeypatch.setattr(cli, 'find_spec', lambda name: None)
+    assert "pip install 'nbtransfer[playground]'" in refused('playground --no-browser')
+
 def test_copy_of_chapters_that_stops(tmp_path, monkeypatch, capsys):
     def copy_half(source, to):
         Path(to).write_bytes(Path(source).read_bytes()[:99])

@@ -1,11 +1,12 @@
 "The playground as people have it, in JupyterLab and as an app, in a real browser; and what its controls do to each other"
-import os, re, shutil
+import os, re, shutil, time
 from pathlib import Path
 import pytest
-from helpers import ROOT
+from helpers import ROOT, saying, write_folder
 from jupyter_servers import choose_file, drag, lab, open_lab, open_voila, playground, tab
-from nbtransfer.playground import Choices, TransferLab, plot_training
-from nbtransfer.tasks import digits
+from nbtransfer.finetuning import transfer_learner
+from nbtransfer.playground import Choices, TransferLab, plot_nearest, plot_training
+from nbtransfer.tasks import digits, image_folder
 from PIL import Image
 
 KEPT = os.environ.get('NBTRANSFER_SCREENSHOTS')
@@ -137,10 +138,10 @@ def test_frozen_stages_stay_and_carried_ones_come_from_the_source():
 def test_stop_keeps_what_was_learned():
     lab = TransferLab(Choices(n_epochs=1000))
     lab.train.click()
-    while 'Training' not in lab.status.value: assert lab.thread.is_alive()
+    while 'Training' not in lab.status.value and lab.thread.is_alive(): time.sleep(.01)
     lab.stop.click()
     lab.thread.join(30)
-    assert not lab.thread.is_alive() and lab.status.value.startswith('<p role="status">Stopped')
+    assert not lab.thread.is_alive() and lab.status.value.startswith('<p role="status">Stopped') and 'nan' not in lab.status.value
     assert len(lab.rows) == 1 and not lab.train.disabled and lab.stop.disabled
     plot_training(lab.learn)
 
@@ -163,3 +164,7 @@ def test_text_in_the_panel_is_text():
     lab.train.click()
     lab.thread.join()
     assert '<img' not in lab.status.value and '&lt;img' in lab.status.value
+
+def test_pictures_that_stay_in_files_are_not_looked_into(tmp_path):
+    task = image_folder(write_folder(tmp_path, 20), size_px=16, in_memory=False)
+    with saying('pictures in memory are needed'): plot_nearest(transfer_learner(task, 'resnet9-letters', bs=4), 0)
