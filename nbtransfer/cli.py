@@ -8,7 +8,7 @@ Docs: https://nbtransfer.github.io/nbtransfer/cli.html.md"""
 __all__ = ['main']
 
 # %% ../nbs/15_cli.ipynb #imports
-import argparse, os, shlex, shutil, subprocess, sys, tempfile
+import argparse, os, shlex, shutil, socket, subprocess, sys, tempfile
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -356,6 +356,11 @@ def _playground(args):
     if find_spec('voila') is None:
         raise ValueError('Voilà is needed for the playground and not installed here: run '
                          "pip install 'nbtransfer[playground]'")
+    if not 0 < args.port < 65536:
+        raise ValueError(f'--port must be in 1..65535; got {args.port}')
+    with socket.socket() as s:
+        if s.connect_ex(('127.0.0.1', args.port)) == 0:
+            raise ValueError(f'--port {args.port} is in use: name another')
     options = ['--Voila.ip=127.0.0.1', f'--port={args.port}', *['--no-browser'] * args.no_browser]
     options += ['--template=nbtransfer', '--Voila.port_retries=0',
                 '--VoilaExporter.embed_images=True']   # it would look for them elsewhere

@@ -30,7 +30,7 @@ def test_links_lead_somewhere(page):
             assert f'id="{anchor}"' in target.read_text(encoding='utf-8'), link
 
 OTHER_SITES = {'arxiv.org', 'colab.research.google.com', 'doi.org', 'github.com', 'huggingface.co', 'joblib.readthedocs.io', 'pytorch.org',
-    'www.deeplearningbook.org'}
+    'voila.readthedocs.io', 'www.deeplearningbook.org'}
 
 def test_links_to_other_sites_are_listed():
     "They are not fetched: their hosts are known, what they name of this repository exists, and CI keeps the list"
