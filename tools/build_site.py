@@ -12,6 +12,7 @@ from base64 import b64decode
 from importlib.metadata import entry_points
 from math import ceil
 from pathlib import Path
+from unittest.mock import patch
 
 import pandas as pd
 import quickjs
@@ -250,7 +251,8 @@ def build_site():
         sys.path.insert(0, str(tmp))
         with contextlib.chdir(tmp):
             cfg, stage, chapters = get_config(), tmp/'stage', find_notebooks()[1:]
-            processed = proc_nbs(n_workers=0)   # here, where torch and fastai are imported once: most of the time goes there
+            with patch('nbdev.processors.get_config', lambda: cfg):   # or it is read again for each cell
+                processed = proc_nbs(n_workers=0)   # here, where torch and fastai are imported once: most of the time goes there
             shutil.copytree(processed, stage, ignore=shutil.ignore_patterns('*.ipynb'))
             for o in find_notebooks(): stage_page(processed/o.name, stage/f'{page_name(o)}.ipynb', cfg)
             for o in (ROOT/'nbs').glob('*.md'): (stage/o.name).write_text(relink(o.read_text(encoding='utf-8')), encoding='utf-8')
