@@ -17,6 +17,7 @@ def opened(request, tmp_path_factory):
     if request.param == 'lab':
         folder = tmp_path_factory.mktemp('book')
         shutil.copy(ROOT/'nbs/13_playground.ipynb', folder)   # JupyterLab saves by itself
+        shutil.copytree(ROOT/'nbs/images', folder/'images')
         address = request.getfixturevalue('lab')(folder)
         def open_it(tab): open_lab(tab, address, '13_playground.ipynb', 400)
     else:
