@@ -30,6 +30,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
+from torchvision.utils import make_grid
 from .finetuning import Inspector, body_features, fine_tune, lrs_by_group
 from .finetuning import transfer_learner
 from .networks import body_and_head, create_network, evaluating, stages
@@ -62,23 +63,17 @@ class Choices:
 
 # %% ../nbs/13_playground.ipynb #stage-names
 @lru_cache
-def _card(source): return read_source(source).card
-
-@lru_cache
-def _network(source, arch):
-    made = _card(source).get('arch') or {}
-    kwargs = {k: v for k, v in made.get('kwargs', {}).items() if k != 'n_classes'}
-    if arch is None and not made:
-        raise ValueError(f'stage_names: a network is needed; {source} does not say which it is: '
-                         'choose one')
-    return create_network(arch or made['name'], 2, **(kwargs if arch is None else {}))
-
 def stage_names(
     source:str,    # as for `read_source`
     arch:str=None, # as for `create_network`; the source's if None
-)->list:           # of names from input to output, the head last
+)->tuple:          # of names from input to output, the head last
     "Name the stages of the network that a source, or `arch`, has; raises `ValueError` for none"
-    return [s.name for s in stages(_network(str(source), arch))]
+    made = dict(name=arch, kwargs={}) if arch else read_source(source).card.get('arch')
+    if made is None:
+        raise ValueError(f'stage_names: a network is needed; {source} does not say which it is: '
+                         'choose one')
+    network = create_network(made['name'], **{**made['kwargs'], 'n_classes': 2})
+    return tuple(s.name for s in stages(network))
 
 # %% ../nbs/13_playground.ipynb #choices-do
 @patch
@@ -131,11 +126,11 @@ class Watch(Callback):
         self.show, self.share = show, share
 
     def before_fit(self): self.due = 0
-    def after_batch(self): self._show(time.monotonic() >= self.due)
-    def after_fit(self): self._show()
 
-    def _show(self, now=True):
-        if not now: return
+    def after_batch(self):
+        if time.monotonic() >= self.due: self.after_fit()
+
+    def after_fit(self):
         start = time.monotonic()
         self.show(self.learn)
         end = time.monotonic()
@@ -196,10 +191,11 @@ def _history(rows):
     return frame.to_html(index=False, border=0, justify='left', float_format='{:.3g}'.format) + (
         f'<a download="runs.csv" href="data:text/csv;base64,{data}">Save as CSV</a>')
 
-def _said(text, is_error=False):
-    "A sentence for the panel, which a screen reader speaks"
-    role, mark = ('alert', '<b>✕ Not done:</b> ') if is_error else ('status', '')
-    return f'<p role="{role}">{mark}{html.escape(text)}</p>'
+def _said(what):
+    "A sentence, or an error, for the panel; a screen reader speaks it"
+    if not isinstance(what, Exception): return f'<p role="status">{html.escape(what)}</p>'
+    text = html.escape(str(what) or type(what).__name__)
+    return f'<p role="alert"><b>✕ Not done:</b> {text}</p>'
 
 # %% ../nbs/13_playground.ipynb #run-row
 @patch
@@ -241,7 +237,7 @@ class TransferLab(widgets.VBox):
     ):
         "Build the controls; nothing is trained before *Train* is pressed"
         self.event, self.thread, self.learn, self.before = threading.Event(), None, None, None
-        self.first, self.rows, self.folder = choices, [], None
+        self.rows, self.folder = [], None
         self._make_controls(choices)
         self._make_panels()
         for o in (self.target, self.per_class, self.n_carried, self.n_frozen, self.n_epochs,
@@ -250,7 +246,7 @@ class TransferLab(widgets.VBox):
         self.upload.observe(self._uploaded, 'value')
         for o, act in ((self.train, self._start), (self.stop, self._stop),
                        (self.spread, self._spread)): o.on_click(act)
-        self._new_network()
+        self._new_network(choices=choices)
         left = [self.target, self.upload, self.source, self.arch, self.per_class, self.n_carried,
                 self.n_frozen, self.n_epochs, self.seed]
         columns = widgets.HBox([widgets.VBox(left), widgets.VBox([
@@ -314,21 +310,20 @@ def choices(self:TransferLab)->Choices: # as the controls stand
                    self.n_frozen.value, lrs, self.n_epochs.value, self.seed.value)
 
 @patch
-def _new_network(self:TransferLab, change=None):
+def _new_network(self:TransferLab, change=None, choices=Choices()):
     arch = None if self.arch.value == _SAME else self.arch.value
     try: names = stage_names(self.source.value, arch)
-    except Exception as e: return self._say(str(e), True)
-    n, first = len(names), change is None
-    lrs = lrs_by_group(self.first.lr_max if first else (2e-3, 1e-2), n)
+    except Exception as e: return self._say(e)
+    n, carried = len(names), choices.n_carried
+    lrs = lrs_by_group(choices.lr_max, n)
     rates = [widgets.SelectionSlider(value=_two_digits(lr), options=_RATES,
                                      description=f'Rate of {name}', **_WIDE)
              for name, lr in zip(names, lrs)]
     for o in rates: o.observe(self._changed, 'value')
     self.names, self.rates.children = names, rates
-    carried = self.first.n_carried if first else None
     self.n_carried.max, self.n_frozen.max = n - 1, n - 1
     self.n_carried.value = n - 1 if carried is None else carried
-    self.n_frozen.value = self.first.n_frozen if first else 0
+    self.n_frozen.value = choices.n_frozen
     self._changed()
 
 
@@ -340,7 +335,7 @@ def _changed(self:TransferLab, change=None):
     rates = ', '.join(f'{n} {lr:.2g}' for n, lr in zip(self.names, choices.lr_max))
     self.plan.value = _image(ax.figure, f'Learning rates: {rates}')
     try: self.code.value = choices.code()
-    except Exception as e: self._say(str(e), True)
+    except Exception as e: self._say(e)
 
 @patch
 def _spread(self:TransferLab, button=None):
@@ -351,7 +346,7 @@ def _spread(self:TransferLab, button=None):
 
 # %% ../nbs/13_playground.ipynb #lab-train
 @patch
-def _say(self:TransferLab, text, is_error=False): self.status.value = _said(text, is_error)
+def _say(self:TransferLab, what): self.status.value = _said(what)
 
 @patch
 def _start(self:TransferLab, button=None):
@@ -382,7 +377,7 @@ def _run(self:TransferLab, choices):
         how = 'Stopped' if self.event.is_set() else 'Done'
         right = f', {row["accuracy"]:.1f} % right on valid' if learn.curves.rows else ''
         self._say(f'{how}: {row["epochs"]} epochs{right}.')
-    except Exception as e: self._say(str(e) or type(e).__name__, True)
+    except Exception as e: self._say(e)
     finally: self.train.disabled, self.stop.disabled = False, True
 
 
@@ -402,7 +397,7 @@ def _uploaded(self:TransferLab, change):
         self.target.value = str(save_uploads(self.upload.value, path))
         self.per_class.value = 0
         self._say(f'{len(self.upload.value)} pictures in {path}')
-    except Exception as e: self._say(str(e), True)
+    except Exception as e: self._say(e)
 
 # %% ../nbs/13_playground.ipynb #inside
 def activations(
@@ -437,22 +432,19 @@ def nearest(
 # %% ../nbs/13_playground.ipynb #inside-plot
 def _strongest(a, n): return a.reshape(len(a), -1).abs().mean(1).topk(min(n, len(a))).indices
 
+def _grid(a, **kwargs):
+    "Pictures `(n,c,h,w)` side by side in a square, `(rows,columns,3)`"
+    return make_grid(a, int(np.ceil(len(a) ** .5)), padding=1, **kwargs).permute(1, 2, 0)
+
 def _tiles(a, chosen):
     "Channels of `(c,h,w)`, or all numbers of `(d,)`, side by side in a square"
-    if a.ndim == 1:
-        side = int(np.ceil(len(a) ** .5))
-        return torch.nn.functional.pad(a, (0, side**2 - len(a))).view(side, side)
-    side = int(np.ceil(len(chosen) ** .5))
-    a = torch.nn.functional.pad(a[chosen], (0, 1, 0, 1, 0, side**2 - len(chosen)))
-    return torch.cat([torch.cat(list(row), 1) for row in a.split(side)])
+    if a.ndim == 3: return _grid(a[chosen][:, None])[..., 0]
+    side = int(np.ceil(len(a) ** .5))
+    return nn.functional.pad(a, (0, side**2 - len(a))).view(side, side)
 
 def _kernels(w):
-    "Kernels `(n,c,h,w)` as one picture `(rows,columns,3)` in [0, 1], each stretched to its range"
-    low, high = w.amin((1, 2, 3), True), w.amax((1, 2, 3), True)
-    w = ((w - low) / (high - low).clamp_min(1e-8))[:, :3].expand(-1, 3, -1, -1)
-    side = int(np.ceil(len(w) ** .5))
-    w = torch.nn.functional.pad(w, (0, 1, 0, 1, 0, 0, 0, side**2 - len(w)), value=1)
-    return torch.cat([torch.cat(list(row), 2) for row in w.split(side)], 1).permute(1, 2, 0)
+    "Kernels `(n,c,h,w)` as one picture, each stretched to its range"
+    return _grid(w[:, :3].expand(-1, 3, -1, -1), pad_value=1, normalize=True, scale_each=True)
 
 def plot_inside(
     networks:dict, # name → network, such as before and after
@@ -476,32 +468,32 @@ def plot_inside(
 
 # %% ../nbs/13_playground.ipynb #inside-answer
 def _picture(learn, i, split=1):
-    "Picture `i` of a split as pixels `(h,w,3)`, its class, and as the network takes it"
+    "Picture `i` of a split: its number in the task, its pixels `(h,w,3)`, and its class"
     task = learn.dls.task
     if not hasattr(task, 'images'):
         raise ValueError(f'Look inside: pictures in memory are needed; {task.name} reads them from '
                          'files: take a smaller folder')
     idx = int(learn.dls[split].dataset.idxs[i])
-    x = learn.dls.test_dl([idx]).one_batch()[0]
-    return task.images[idx], task.vocab[int(task.labels[idx])], x
+    return idx, task.images[idx], task.vocab[int(task.labels[idx])]
+
+def _prepared(learn, item): return learn.dls.test_dl([item]).one_batch()[0]
 
 def _probabilities(learn, x):
     with evaluating(learn.model): return learn.model(x).softmax(1)[0].float().cpu()
 
 def plot_answer(
-    learners:dict, # name → learner, all with the same vocabulary
-    xs:list,       # for each, the picture as it takes it, `(1,3,h,w)`
-    ax:Axes=None,  # matplotlib axes; new if None
-    n:int=10,      # classes, those of the largest probability
-)->Axes:           # the axes
-    "Draw the probabilities of the classes, a bar for each learner"
+    answers:dict, # name → `(k,)` probabilities of the classes
+    vocab:list,   # names of the `k` classes
+    ax:Axes=None, # matplotlib axes; new if None
+    n:int=10,     # classes, those of the largest probability
+)->Axes:          # the axes
+    "Draw the probabilities of the classes, a bar for each answer"
     ax = ax or Figure(figsize=(6, 3), layout='constrained').subplots()
-    probs = torch.stack([_probabilities(o, x) for o, x in zip(learners.values(), xs)])
-    vocab = list(next(iter(learners.values())).dls.vocab)
+    probs = torch.stack(list(answers.values()))
     shown = probs.amax(0).topk(min(n, len(vocab))).indices.sort().values
-    width = .8 / len(learners)
-    for i, (name, p) in enumerate(zip(learners, probs)):
-        ax.bar(np.arange(len(shown)) + (i - (len(learners) - 1) / 2) * width, 100 * p[shown], width,
+    width = .8 / len(answers)
+    for i, (name, p) in enumerate(answers.items()):
+        ax.bar(np.arange(len(shown)) + (i - (len(answers) - 1) / 2) * width, 100 * p[shown], width,
                label=f'{name}: {vocab[p.argmax()]}', hatch=['', '//', '..'][i % 3], ec='k', lw=.5)
     ax.set_xticks(range(len(shown)), [str(vocab[i]) for i in shown])
     ax.set(xlabel='class', ylabel='probability (%)', ylim=(0, 100))
@@ -516,10 +508,11 @@ def plot_nearest(
     n:int=5,       # how many
 )->list:           # of matplotlib axes
     "Show a picture of `valid` and the training pictures nearest to it, with their classes"
-    pixels, label, x = _picture(learn, i)
+    idx, pixels, label = _picture(learn, i)
     axs = Figure(figsize=(1.5 * (n + 1), 1.9), layout='constrained').subplots(1, n + 1)
     found = [(pixels, f'valid: {label}')]
-    found += [_picture(learn, j, 0)[:2] for j in nearest(learn, x, n).tolist()]
+    alike = nearest(learn, _prepared(learn, idx), n)
+    found += [_picture(learn, j, 0)[1:] for j in alike.tolist()]
     for ax in axs: ax.set_axis_off()
     for ax, (pixels, title) in zip(axs, found):
         ax.imshow(pixels)
@@ -543,17 +536,17 @@ class LookInside(widgets.VBox):
                           self.alike, self.inside])
 
     def _draw(self, change=None):
-        if self.lab.learn is None:
-            self.status.value = _said('Train in the transfer lab first.', True)
-            return
-        try: self._draw_run(self.lab.learn, self.lab.before)
-        except Exception as e: self.status.value = _said(str(e) or type(e).__name__, True)
+        try:
+            if self.lab.learn is None: raise ValueError('Train in the transfer lab first.')
+            self._draw_run(self.lab.learn, self.lab.before)
+        except Exception as e: self.status.value = _said(e)
 
     def _draw_run(self, learn, before):
         self.index.max = len(learn.dls.valid_ds) - 1
         i = self.index.value
-        pixels, label, x = _picture(learn, i)
-        answer = plot_answer({'the network says': learn}, [x])
+        idx, pixels, label = _picture(learn, i)
+        x = _prepared(learn, idx)
+        answer = plot_answer({'the network says': _probabilities(learn, x)}, learn.dls.vocab)
         self.answer.value = _image(answer.figure, f'Probabilities for picture {i}, a {label}')
         alike = plot_nearest(learn, i)[0].figure
         self.alike.value = _image(alike, f'Picture {i} of valid, and the nearest training pictures')
@@ -644,13 +637,13 @@ def read(self:DigitPad):
     "Have the drawing read, and show the probabilities"
     try:
         im = drawn_picture(self.strokes, self.size_px)
-        xs = [o.dls.test_dl([im]).one_batch()[0] for o in self.learners.values()]
-        ax = plot_answer(self.learners, xs)
-        said = [f'{name}: {o.dls.vocab[_probabilities(o, x).argmax()]}'
-                for (name, o), x in zip(self.learners.items(), xs)]
+        answers = {name: _probabilities(o, _prepared(o, im)) for name, o in self.learners.items()}
+        vocab = next(iter(self.learners.values())).dls.vocab
+        said = [f'{name}: {vocab[p.argmax()]}' for name, p in answers.items()]
+        ax = plot_answer(answers, vocab)
         self.answer.value = _image(ax.figure, f'Probabilities of the digits; {", ".join(said)}')
         self.status.value = _said('; '.join(said))
-    except Exception as e: self.status.value = _said(str(e) or type(e).__name__, True)
+    except Exception as e: self.status.value = _said(e)
 
 # %% ../nbs/13_playground.ipynb #map
 def plot_task_map(
@@ -692,4 +685,4 @@ class TaskMap(widgets.VBox):
             alt = f'{self.target.value} as the body of {self.source.value} sees them'
             self.map.value = _image(plot_task_map(learn).figure, alt)
             self.status.value = _said(alt)
-        except Exception as e: self.status.value = _said(str(e) or type(e).__name__, True)
+        except Exception as e: self.status.value = _said(e)

@@ -5,9 +5,11 @@ import pytest
 from helpers import ROOT, saying, write_folder
 from jupyter_servers import choose_file, drag, lab, open_lab, open_voila, playground, tab
 from nbtransfer.finetuning import transfer_learner
+from nbtransfer.networks import resnet9
 from nbtransfer.playground import Choices, TransferLab, plot_nearest, plot_training
 from nbtransfer.tasks import digits, image_folder
 from PIL import Image
+from safetensors.torch import save_file
 
 KEPT = os.environ.get('NBTRANSFER_SCREENSHOTS')
 
@@ -102,8 +104,7 @@ def test_by_hand(tab, opened, tmp_path):
     canvas = tab.locator('canvas[width="224"]').first
     for stroke in SEVEN: drag(tab, canvas, stroke)
     said(tab, r'from scratch: \d; from letters: \d').wait_for()
-    ink = "() => { const c = document.querySelector('canvas[width=\"224\"]'); return c.getContext('2d').getImageData(110, 40, 1, 1).data[0] }"
-    tab.wait_for_function(f'({ink})() > 100')
+    tab.wait_for_function("document.querySelector('canvas[width=\"224\"]').getContext('2d').getImageData(110, 40, 1, 1).data[0] > 100")
     screenshot(tab, f'pad-{opened.where}', widget_of(canvas))
     assert not tab.elsewhere and not tab.said
 
@@ -154,10 +155,18 @@ def test_second_press_does_not_start_a_second_run():
     assert lab.thread is first
     first.join()
 
-def test_source_that_does_not_say_its_network_asks_for_one(tmp_path):
+def test_source_that_is_not_there_is_said(tmp_path):
     lab = TransferLab()
     lab.source.value = str(tmp_path/'nothing.safetensors')
     assert 'role="alert"' in lab.status.value and 'nothing' in lab.status.value
+
+def test_source_that_does_not_say_its_network_asks_for_one(tmp_path):
+    save_file(resnet9(10).state_dict(), tmp_path/'bare.safetensors')
+    lab = TransferLab()
+    lab.source.value = str(tmp_path/'bare.safetensors')
+    assert 'role="alert"' in lab.status.value and 'choose one' in lab.status.value
+    lab.arch.value = 'resnet9'
+    assert "arch='resnet9'" in lab.code.value
 
 def test_text_in_the_panel_is_text():
     lab = TransferLab()
