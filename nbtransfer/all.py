@@ -6,4 +6,5 @@ from .pretraining import *
 from .weights import *
 from .finetuning import *
 from .comparison import *
+from .similarity import *
 from .playground import *

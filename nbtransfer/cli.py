@@ -363,7 +363,9 @@ def _playground(args):
             raise ValueError(f'--port {args.port} is in use: name another')
     options = ['--Voila.ip=127.0.0.1', f'--port={args.port}', *['--no-browser'] * args.no_browser]
     options += ['--template=nbtransfer', '--Voila.port_retries=0',
-                '--VoilaExporter.embed_images=True']   # it would look for them elsewhere
+                '--VoilaExporter.embed_images=True',   # it would look for them elsewhere
+                '--MappingKernelManager.cull_idle_timeout=60',   # seconds after a page was left
+                '--MappingKernelManager.cull_interval=10']
     print(f'http://127.0.0.1:{args.port} shows the playground in about a minute; Ctrl-C ends it')
     with tempfile.TemporaryDirectory() as tmp:
         template = Path(tmp)/'voila'/'templates'/'nbtransfer'
@@ -371,8 +373,9 @@ def _playground(args):
         _write(template/'index.html.j2', lambda p: p.write_text(_PAGE))
         path = os.pathsep.join([tmp, *filter(None, [os.environ.get('JUPYTER_PATH')])])
         command = [sys.executable, '-m', 'voila', _book()/'13_playground.ipynb', *options]
-        try: subprocess.run(command, env={**os.environ, 'JUPYTER_PATH': path})
-        except KeyboardInterrupt: print()   # Voilà got it too
+        try: ended = subprocess.run(command, env={**os.environ, 'JUPYTER_PATH': path}).returncode
+        except KeyboardInterrupt: return print()   # Voilà got it too
+    if ended > 0: raise OSError(f'Voilà ended with {ended}; what it said is above')
 
 # %% ../nbs/15_cli.ipynb #main
 def main(

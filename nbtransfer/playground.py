@@ -35,6 +35,7 @@ from .finetuning import Inspector, body_features, fine_tune, lrs_by_group
 from .finetuning import transfer_learner
 from .networks import body_and_head, create_network, evaluating, stages
 from .pretraining import Quiet
+from .similarity import SCORES, plot_ranking, rank_sources
 from .tasks import task_named, write_whole
 from .weights import read_source, shipped_names
 
@@ -324,12 +325,14 @@ def _new_network(self:TransferLab, change=None, choices=Choices()):
     self.n_carried.max, self.n_frozen.max = n - 1, n - 1
     self.n_carried.value = n - 1 if carried is None else carried
     self.n_frozen.value = choices.n_frozen
+    if 'role="alert"' in self.status.value: self.status.value = ''   # of another source
     self._changed()
 
 
 # %% ../nbs/13_playground.ipynb #lab-changed
 @patch
 def _changed(self:TransferLab, change=None):
+    if not self.rates.children: return   # no network yet
     choices = self.choices()
     ax = plot_rates(self.names, choices.lr_max, choices.n_frozen)
     rates = ', '.join(f'{n} {lr:.2g}' for n, lr in zip(self.names, choices.lr_max))
@@ -674,10 +677,14 @@ class TaskMap(widgets.VBox):
                                        description='Target, or a folder', **_WIDE)
         self.source = widgets.Dropdown(value=choices.source, options=shipped_names(),
                                        description='Source', **_WIDE)
+        self.score = widgets.Dropdown(options=list(SCORES), description='Score', **_WIDE)
         self.draw = widgets.Button(description='Draw')
+        self.rank = widgets.Button(description='Rank all sources', layout=_WIDE['layout'])
         self.status, self.map = widgets.HTML(), widgets.HTML()
         self.draw.on_click(self._draw)
-        super().__init__([self.target, self.source, self.draw, self.status, self.map])
+        self.rank.on_click(self._rank)
+        super().__init__([self.target, widgets.HBox([self.source, self.draw]),
+                          widgets.HBox([self.score, self.rank]), self.status, self.map])
 
     def _draw(self, button=None):
         try:
@@ -685,4 +692,15 @@ class TaskMap(widgets.VBox):
             alt = f'{self.target.value} as the body of {self.source.value} sees them'
             self.map.value = _image(plot_task_map(learn).figure, alt)
             self.status.value = _said(alt)
+        except Exception as e: self.status.value = _said(e)
+
+    def _rank(self, button=None):
+        try:
+            task = task_named(self.target.value)
+            few = task.subset(min(20, int(task.counts()['train'].min())))
+            found = rank_sources(shipped_names(), few, (self.score.value,), 20, progress=False)
+            best = found.source.iloc[0]
+            self.map.value = _image(plot_ranking(found, self.score.value).figure,
+                                    f'{self.score.value} of each source with its interval')
+            self.status.value = _said(f'By {self.score.value}, {best} comes first.')
         except Exception as e: self.status.value = _said(e)

@@ -1,6 +1,7 @@
 "JupyterLab and the playground for tests: servers that touch nothing of the user, and notebooks opened, run and watched in a browser"
-import json, os, secrets, socket, subprocess, time, urllib.request
+import json, os, secrets, shlex, socket, subprocess, time, urllib.request
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 from urllib.parse import quote
 import psutil, pytest
 from helpers import ROOT, find_script
@@ -46,7 +47,7 @@ def serving(command, home, ready, seconds=120):
             ok = server.poll() is None and time.monotonic() < until
             assert ok, f"{' '.join(command)} does not answer:\n{(home/'server.log').read_text()[-3000:]}"
             time.sleep(.2)
-        yield
+        yield server
     finally: stop(server)
 
 def stop(server):
@@ -73,11 +74,16 @@ def lab(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def playground(tmp_path_factory):
-    "The address of `nbtransfer playground`"
-    port = free_port()
-    command = [find_script('nbtransfer'), 'playground', '--no-browser', f'--port={port}']
-    with serving(command, tmp_path_factory.mktemp('playground'), f'http://127.0.0.1:{port}/voila/static/voila.js'):
-        yield f'http://127.0.0.1:{port}/'
+    "The address of `nbtransfer playground`, which the browser of the system, a script that notes what it is given, opened"
+    port, home = free_port(), tmp_path_factory.mktemp('playground')
+    script = home/'browser'
+    script.write_text(f'#!/bin/sh\nprintf %s "$1" > {shlex.quote(str(home))}/opened\n')
+    script.chmod(0o755)
+    with pytest.MonkeyPatch.context() as env:
+        env.setenv('BROWSER', str(script))
+        command = [find_script('nbtransfer'), 'playground', f'--port={port}']
+        with serving(command, home, f'http://127.0.0.1:{port}/voila/static/voila.js') as server:
+            yield SimpleNamespace(address=f'http://127.0.0.1:{port}/', opened=home/'opened', server=server)
 
 # Pages
 
@@ -141,6 +147,11 @@ def drag(tab, canvas, places):
     tab.mouse.down()
     for o in places[1:]: tab.mouse.move(*o)
     tab.mouse.up()
+
+def wait_until(true, seconds):
+    until = time.monotonic() + seconds
+    while not true() and time.monotonic() < until: time.sleep(.5)
+    return true()
 
 def choose_file(tab, button, path):
     "A FileUpload has no input in the page: it opens the browser's dialog"

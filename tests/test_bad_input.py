@@ -1,5 +1,5 @@
 "Bad input: the error names what came and what is needed, and nothing half-written is left"
-import io, json, os, pickle, re, shlex, shutil, socket, struct, tarfile, zlib
+import io, json, os, pickle, re, shlex, shutil, socket, struct, subprocess, tarfile, zlib
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -388,6 +388,10 @@ def test_playground_on_a_port_that_is_taken(refused):
     with socket.create_server(('127.0.0.1', 0)) as taken:
         assert 'is in use: name another' in refused(f'playground --no-browser --port {taken.getsockname()[1]}')
     assert '--port must be in 1..65535; got 0' in refused('playground --port 0')
+
+def test_playground_whose_server_fails(refused, monkeypatch):
+    monkeypatch.setattr(cli.subprocess, 'run', lambda *args, **kwargs: subprocess.CompletedProcess(args, 1))
+    assert 'Voilà ended with 1' in refused('playground --no-browser')
 
 def test_copy_of_chapters_that_stops(tmp_path, monkeypatch, capsys):
     def copy_half(source, to):

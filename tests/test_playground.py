@@ -1,9 +1,10 @@
 "The playground as people have it, in JupyterLab and as an app, in a real browser; and what its controls do to each other"
 import os, re, shutil, time
 from pathlib import Path
+from urllib.parse import unquote
 import pytest
 from helpers import ROOT, saying, write_folder
-from jupyter_servers import choose_file, drag, lab, open_lab, open_voila, playground, tab
+from jupyter_servers import choose_file, drag, lab, open_lab, open_voila, playground, tab, wait_until
 from nbtransfer.finetuning import transfer_learner
 from nbtransfer.networks import resnet9
 from nbtransfer.playground import Choices, TransferLab, plot_nearest, plot_training
@@ -23,7 +24,7 @@ def opened(request, tmp_path_factory):
         address = request.getfixturevalue('lab')(folder)
         def open_it(tab): open_lab(tab, address, '13_playground.ipynb', 400)
     else:
-        address = request.getfixturevalue('playground')
+        address = request.getfixturevalue('playground').address
         def open_it(tab): open_voila(tab, address, 400)
     open_it.where = request.param
     return open_it
@@ -55,6 +56,7 @@ def screenshot(tab, name, part):
 
 def widget_of(o): return o.locator('xpath=ancestor::*[contains(concat(" ", @class, " "), " jp-OutputArea-output ")]')
 
+INK = "([x, y]) => document.querySelector('canvas[width=\"224\"]')?.getContext('2d').getImageData(x, y, 1, 1).data[0] > 100"
 SEVEN = [[(60, 40), (160, 40), (140, 90), (110, 190)], [(85, 115), (150, 115)]]
 
 def test_by_hand(tab, opened, tmp_path):
@@ -104,20 +106,40 @@ def test_by_hand(tab, opened, tmp_path):
     canvas = tab.locator('canvas[width="224"]').first
     for stroke in SEVEN: drag(tab, canvas, stroke)
     said(tab, r'from scratch: \d; from letters: \d').wait_for()
-    tab.wait_for_function("document.querySelector('canvas[width=\"224\"]').getContext('2d').getImageData(110, 40, 1, 1).data[0] > 100")
+    tab.wait_for_function(INK, arg=[110, 40])
     screenshot(tab, f'pad-{opened.where}', widget_of(canvas))
+    if opened.where == 'lab':   # the page is loaded again, the kernel is the same: the canvas still draws
+        tab.evaluate("jupyterapp.commands.execute('docmanager:save')")
+        tab.reload()
+        tab.wait_for_selector('canvas[width="224"]')
+        press(tab, 'Clear')
+        drag(tab, canvas, [(40, 200), (180, 200)])
+        tab.wait_for_function(INK, arg=[110, 200])
     assert not tab.elsewhere and not tab.said
 
 def test_app_is_read_at_200_percent(tab, playground):
     "At twice the size a page of 1280 pixels has room for 640; its controls are named"
     tab.set_viewport_size(dict(width=640, height=450))
-    open_voila(tab, playground, 400)
+    open_voila(tab, playground.address, 400)
     controls = tab.locator('.widget-text, .widget-dropdown, .widget-slider, .jupyter-button')
     for o in controls.all():
         box = o.bounding_box()
         assert box is None or box['x'] + box['width'] <= 640, o.inner_text()
     for label in ('Target, or a folder', 'Source', 'Network', 'Labels a class (0: all)', 'Epochs', 'Seed', 'As code'):
         assert tab.get_by_label(label, exact=True).count() >= 1, label
+
+def test_app_opens_the_browser(playground):
+    assert wait_until(playground.opened.exists, 30)
+    page = Path(unquote(playground.opened.read_text().removeprefix('file://'))).read_text()
+    assert playground.address in page
+
+def test_app_ends_the_kernel_of_a_page_that_was_left(tab, playground):
+    def kernels(): return [o.pid for o in playground.server.children(recursive=True) if 'ipykernel' in ' '.join(o.cmdline())]
+    open_voila(tab, playground.address, 400)
+    here = set(kernels())
+    assert here
+    tab.goto('about:blank')
+    assert wait_until(lambda: not here & set(kernels()), 180)
 
 # Without a browser
 
@@ -159,6 +181,13 @@ def test_source_that_is_not_there_is_said(tmp_path):
     lab = TransferLab()
     lab.source.value = str(tmp_path/'nothing.safetensors')
     assert 'role="alert"' in lab.status.value and 'nothing' in lab.status.value
+
+def test_error_goes_when_the_mistake_does():
+    lab = TransferLab(Choices(source='resnet99'))
+    lab.seed.value = 1   # no network yet, so no slider and no code
+    assert 'role="alert"' in lab.status.value and not lab.code.value
+    lab.source.value = 'resnet9-letters'
+    assert not lab.status.value and 'seed=1' in lab.code.value and len(lab.rates.children) == 5
 
 def test_source_that_does_not_say_its_network_asks_for_one(tmp_path):
     save_file(resnet9(10).state_dict(), tmp_path/'bare.safetensors')
