@@ -698,9 +698,10 @@ class TaskMap(widgets.VBox):
         try:
             task = task_named(self.target.value)
             few = task.subset(min(20, int(task.counts()['train'].min())))
-            found = rank_sources(shipped_names(), few, (self.score.value,), 20, progress=False)
+            found = rank_sources(shipped_names(), few, self.score.value, 40, progress=False)
             best = found.source.iloc[0]
-            self.map.value = _image(plot_ranking(found, self.score.value).figure,
+            ax = Figure(figsize=(7, 4), layout='constrained').subplots()
+            self.map.value = _image(plot_ranking(found, self.score.value, ax).figure,
                                     f'{self.score.value} of each source with its interval')
             self.status.value = _said(f'By {self.score.value}, {best} comes first.')
         except Exception as e: self.status.value = _said(e)

@@ -1,4 +1,4 @@
-"""How well will a source serve a target? Scores that say it before anything is trained, when they are unfit, and whether they tell the truth.
+"""How well will a source serve a target? Scores say it before any network is trained, reasons say when not to believe them, and real training says whether they were right.
 
 Docs: https://nbtransfer.github.io/nbtransfer/similarity.html.md"""
 
@@ -10,11 +10,11 @@ __all__ = ['SCORES', 'colour_distance', 'label_overlap', 'mean_discrepancy', 'Ou
            'plot_ranking', 'subtask', 'try_pairs', 'judge_scores', 'correlations', 'shipped_pairs']
 
 # %% ../nbs/07_similarity.ipynb #imports
-import time, warnings
+import hashlib, json, time, warnings
 from copy import copy, deepcopy
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+import matplotlib.pyplot as plt
 import nbtransfer
 import numpy as np
 import pandas as pd
@@ -23,10 +23,10 @@ from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastprogress.fastprogress import progress_bar
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from scipy.linalg import eigh, svd
+from scipy.spatial.distance import cdist
 from scipy.special import rel_entr
-from scipy.stats import kendalltau, pearsonr, rankdata, weightedtau
+from scipy.stats import kendalltau, norm, pearsonr, rankdata, weightedtau
 from sklearn.covariance import ledoit_wolf
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
@@ -37,7 +37,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from .comparison import paired_interval, run_one
 from .finetuning import body_features
-from .networks import body_and_head, evaluating
+from .networks import body_and_head, digest, evaluating
 from .pretraining import Quiet
 from .tasks import Task, write_whole
 from .weights import load_weights, read_source
@@ -54,9 +54,9 @@ def label_overlap(
     a:list, # names of classes
     b:list, # of the other task
 )->float:   # in [0, 1]; 1 if they are the same
-    "Give the share of class names that both tasks have: Jaccard's index"
+    "Give the share of class names that both tasks have: Jaccard's index, 0 if there are none"
     a, b = ({str(o).casefold() for o in names} for names in (a, b))
-    return len(a & b) / len(a | b)
+    return len(a & b) / max(1, len(a | b))
 
 def mean_discrepancy(
     a:Tensor, # `(n,d)` pictures or features of one data set, 2 rows or more
@@ -64,13 +64,14 @@ def mean_discrepancy(
 )->float:     # squared units of the columns; near 0, of either sign, if the means agree
     """Estimate the squared distance of two means without bias: MMD with a linear kernel
 
-    Raises `ValueError` for shapes that do not fit.
+    Raises `ValueError` for shapes that do not fit, or numbers that are not finite.
 
     Source: Gretton et al. 2012, A Kernel Two-Sample Test, equation 3."""
     a, b = (torch.as_tensor(o).detach().cpu().double().numpy() for o in (a, b))
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        raise ValueError('mean_discrepancy: two matrices with 2 rows or more and as many columns '
-                         f'are needed; got shapes {a.shape} and {b.shape}')
+    fit = a.ndim == b.ndim == 2 and a.shape[1] == b.shape[1] and min(len(a), len(b)) > 1
+    if not fit or not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ValueError('mean_discrepancy: two matrices of finite numbers, 2 rows or more and as '
+                         f'many columns, are needed; got shapes {a.shape} and {b.shape}')
     noise = sum(o.var(0, ddof=1).sum() / len(o) for o in (a, b))
     return float(((a.mean(0) - b.mean(0))**2).sum() - noise)
 
@@ -89,18 +90,25 @@ def source_outputs(
 )->Outputs:        # in the order of the training split
     """Put a task's training pictures through a source, its body once
 
-    Raises `ValueError` for a source that says no network, or has no body and head."""
+    Raises `ValueError` for a source that says no network, has no body and head, or cannot take
+    the task's pictures."""
     start, src = time.perf_counter(), read_source(source)
     net = load_weights(src) if src.network is None else deepcopy(src.network)
     stats = (src.card['mean'], src.card['std']) if src.card.get('mean') else None
     learn = Learner(task.dls(bs, augment=False, stats=stats), net, CrossEntropyLossFlat(),
                     cbs=[Quiet()])
-    found, head = body_features(learn), body_and_head(net)[1]
-    with evaluating(head):
-        probs = torch.cat([head(o.to(learn.dls.device)).softmax(1).cpu()
-                           for o in found.feats[0].split(1024)])
-    feats, labels = found.feats[0].flatten(1).cpu(), found.labels.cpu()
-    return Outputs(feats, probs, labels, time.perf_counter() - start)
+    head, device = body_and_head(net)[1], learn.dls.device
+    try:
+        found = body_features(learn)
+        net.to(device)   # features may have come from the disk
+        with evaluating(head):
+            probs = [head(o.to(device)).softmax(1).cpu() for o in found.feats[0].split(1024)]
+    except (RuntimeError, AssertionError) as e:
+        raise ValueError(f'source_outputs: a source that takes RGB pictures of {task.size_px} px '
+                         f'is needed; {src.label} does not: {e}') from e
+    feats = found.feats[0].cpu()
+    feats = feats.mean((2, 3)) if feats.ndim == 4 else feats.flatten(1)
+    return Outputs(feats, torch.cat(probs), found.labels.cpu(), time.perf_counter() - start)
 
 # %% ../nbs/07_similarity.ipynb #rows
 def _rows(name, x, labels):
@@ -189,16 +197,16 @@ def _evidence(t, s2, z2, left, n):
     q = (z2 * share).sum(0) + left
     return -.5 * (np.log(2 * np.pi * q / n) + 1) + .5 * np.log(share).sum(0) / n
 
-def _fixed_point(s2, z2, left, n):
-    "The `t` of each class, `(k,)`, that makes its evidence largest"
-    low, high = 1e-12 * s2.max(), 1e12 * s2.max()
-    t, zs2 = np.full(len(left), s2.mean()), z2 * s2[:, None]
+def _fixed_point(t, s2, z2, left, n):
+    "Follow `t` of each class, `(k,)`, to where its evidence no longer changes"
+    zs2 = z2 * s2[:, None]
     for _ in range(1000):
         w = 1 / (s2[:, None] + t)
         gamma, rest = s2 @ w, n - len(s2) + t * w.sum(0)
         residual = t**2 * np.einsum('rk,rk->k', z2, w * w) + left
         m2 = np.einsum('rk,rk->k', zs2, w * w)
-        last, t = t, np.clip(gamma * residual / np.maximum(m2 * rest, 1e-300), low, high)
+        last, t = t, gamma * residual / np.maximum(m2 * rest, 1e-300)
+        t = np.clip(t, 1e-12 * s2.max(), 1e12 * s2.max())
         if (abs(t / last - 1) < 1e-9).all(): break
     return t
 
@@ -227,10 +235,13 @@ def logme(
                          f'directions of {n} rows, so the evidence has no maximum: leave out '
                          'repeated rows, or use another score')
     left[exact] = 0
-    evidence = _evidence(np.inf, s2, z2, left, n)   # of noise alone
+    known = s2, z2, left, n
+    found = [_evidence(np.inf, *known)]   # of noise alone
     if len(s2):
-        evidence = np.maximum(evidence, _evidence(_fixed_point(s2, z2, left, n), s2, z2, left, n))
-    return float(evidence.mean())
+        grid = s2.max() * np.logspace(-12, 6, 37)
+        tried = np.array([_evidence(t, *known) for t in grid])
+        found += [tried.max(0), _evidence(_fixed_point(grid[tried.argmax(0)], *known), *known)]
+    return float(np.max(found, 0).mean())
 
 # %% ../nbs/07_similarity.ipynb #hscore
 def h_score(
@@ -276,16 +287,16 @@ def gbc(
     within = _class_sums(((x - means[y])**2).mean(1, keepdims=True), y)[0][:, 0] / counts
     within = np.maximum(within, max(1e-6 * x.var(), 1e-300))
     both = (within[:, None] + within) / 2
-    apart = ((means[:, None] - means)**2).sum(2)
     logs = np.log(both) - (np.log(within)[:, None] + np.log(within)) / 2
-    overlap = np.exp(-apart / (8 * both) - d / 2 * logs)
-    return float(len(counts) - overlap.sum())   # the overlap of a class with itself is 1
+    overlap = np.exp(-cdist(means, means, 'sqeuclidean') / (8 * both) - d / 2 * logs)
+    np.fill_diagonal(overlap, 0)
+    return -float(overlap.sum())
 
 # %% ../nbs/07_similarity.ipynb #transrate
 def transrate(
     feats:Tensor,  # `(n,d)` features
     labels:Tensor, # `(n,)` int64 class numbers
-    eps:float=1e-4,# squared precision, in squared units of the features
+    eps:float=1e-4,# squared error, in squared units of the features
 )->float:          # nats
     """Score by how much shorter features can be written once the class is known
 
@@ -303,29 +314,33 @@ def transrate(
 def knn_score(
     feats:Tensor,  # `(n,d)` features
     labels:Tensor, # `(n,)` int64 class numbers
-    k:int=5,       # neighbours that vote
+    k:int=5,       # neighbours that vote, 1 or more; of equal votes the nearer ones win
 )->float:          # in [0, 1]
-    """Score by the accuracy of the `k` nearest other rows, by cosine
+    """Score by the share of rows whose class is that of most of the `k` other rows nearest by angle
 
-    Raises `ValueError` for what `n` rows and two classes are not.
+    Raises `ValueError` for what `n` rows and two classes are not, or `k` below 1.
 
     Source: Cover and Hart 1967, Nearest Neighbor Pattern Classification."""
     x, y = _rows('knn_score', feats, labels)
-    near = NearestNeighbors(n_neighbors=min(k, len(x) - 1), metric='cosine').fit(x)
+    if k < 1: raise ValueError(f'knn_score: k must be 1 or more; got {k}')
+    near = NearestNeighbors(n_neighbors=min(k, len(x) - 1), metric='cosine').fit(_unit(x))
     near = near.kneighbors(return_distance=False)   # of each row, without itself
-    weights = 1 + 1e-3 * np.arange(near.shape[1])[::-1]   # of equal votes the nearer ones win
-    votes = np.zeros((len(x), y.max() + 1))
-    np.add.at(votes, (np.arange(len(x))[:, None], y[near]), np.broadcast_to(weights, near.shape))
+    votes, m = np.zeros((len(x), y.max() + 1)), near.shape[1]
+    weights = np.broadcast_to(1 + np.arange(m)[::-1] / m**2, near.shape)
+    np.add.at(votes, (np.arange(len(x))[:, None], y[near]), weights)
     return float((votes.argmax(1) == y).mean())
 
+# %% ../nbs/07_similarity.ipynb #probe
 def probe_score(
     feats:Tensor,  # `(n,d)` features
     labels:Tensor, # `(n,)` int64 class numbers
     C:float=.1,    # inverse strength of the regularisation
 )->float:          # in [0, 1]
-    """Score by the accuracy of a logistic regression on rows it has not seen: 5-fold
+    """Score by the share of rows that a logistic regression is right about, fitted without them
 
-    Raises `ValueError` for what `n` rows and two classes are not, or if each class has one row.
+    In 5 folds, fewer if no class has as many rows; features are standardised, the solver takes at
+    most 100 steps. Raises `ValueError` for what `n` rows and two classes are not, or if each class
+    has one row.
 
     Source: Alain and Bengio 2016, Understanding intermediate layers using linear classifiers."""
     x, y = _rows('probe_score', feats, labels)
@@ -334,7 +349,8 @@ def probe_score(
         raise ValueError('probe_score: a class with two rows or more is needed; each has one')
     folds = StratifiedKFold(min(5, most), shuffle=True, random_state=0)
     probe, right = make_pipeline(StandardScaler(), LogisticRegression(C=C)), 0
-    with warnings.catch_warnings(category=ConvergenceWarning, action='ignore'):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', ConvergenceWarning)
         warnings.filterwarnings('ignore', 'The least populated class')   # `fitness` says it
         for known, held in folds.split(x, y):
             one = np.ptp(y[known]) == 0
@@ -342,6 +358,7 @@ def probe_score(
             right += (said == y[held]).sum()
     return float(right / len(x))
 
+# %% ../nbs/07_similarity.ipynb #scores
 SCORES = {'LogME': logme, 'H-score': h_score, 'LEEP': leep, 'NCE': nce, 'k-NN': knn_score,
           'probe': probe_score, 'GBC': gbc, 'TransRate': transrate}
 _OF_PROBS = leep, nce
@@ -350,18 +367,18 @@ _OF_PROBS = leep, nce
 class Fitness(NamedTuple):
     "A score, how sure it is, and reasons to distrust it"
     value: float   # of all rows
-    low: float     # lower end of the interval; NaN if there is none
+    low: float     # lower end of the interval; NaN if no half could be scored
     high: float    # upper end
     reasons: tuple # of sentences; empty if none is known
 
 def fitness(
-    score:object,  # a name in `SCORES`, or one of its functions
+    score:object,  # a name in `SCORES`, or a function of such a matrix and labels
     x:Tensor,      # `(n,d)` features, or probabilities for LEEP and NCE
     labels:Tensor, # `(n,)` int64 class numbers
     n_classes:int=None,# of the target; those that occur if None
-    n_boot:int=50,     # replicates for the interval; 0 for none
+    n_boot:int=50,     # halves that are scored for the interval, 40 or more
     level:float=.95,   # of confidence, in (0, 1)
-    seed:int=0,        # of the replicates
+    seed:int=0,        # of the halves
     strict:bool=False, # whether a reason to distrust is an error
 )->Fitness:
     """Score, and say how far to trust it
@@ -372,30 +389,35 @@ def fitness(
     Process: the delete-half jackknife as a bootstrap."""
     if not callable(score) and score not in SCORES:
         raise ValueError(f'fitness: a score among {list(SCORES)} is needed; got {score!r}')
-    score = score if callable(score) else SCORES[score]
-    x, y = (torch.as_tensor(o).detach().cpu().numpy() for o in (x, labels))
-    value, reasons = score(x, y), _reasons(score, x, y, n_classes)
-    values = _replicates(score, x, y, _halves(y, n_boot, seed), value)
-    missed = np.isnan(values).sum()
-    if missed: reasons.append(f'{missed} of {n_boot} halves cannot be scored')
-    if strict and reasons: raise ValueError(f'fitness: {"; ".join(reasons)}')
-    low, high = _ends(values, level)
-    return Fitness(value, low, high, tuple(reasons))
+    _check_interval('fitness', n_boot, level)
+    x, y = (torch.as_tensor(o).detach().cpu() for o in (x, labels))
+    x, y, f = x.double().numpy(), y.numpy(), score if callable(score) else SCORES[score]
+    return _scored(f, x, y, lambda: _halves(y, n_boot, seed), level, n_classes, strict)[0]
 
 # %% ../nbs/07_similarity.ipynb #fitness-parts
-def _reasons(score, x, labels, n_classes=None):
-    "What speaks against a score of these rows, a sentence each"
-    counts = np.unique(labels, return_counts=True)[1]
-    k, (n, d) = n_classes or len(counts), x.shape
-    single, of_probs = (counts == 1).sum(), score in _OF_PROBS
-    constant, silent = (np.ptp(x, 0) == 0).sum(), (x.sum(0) == 0).sum()
-    found = [(k - len(counts), f'{k - len(counts)} of {k} classes have no row'),
-             (single, f'{single} of {k} classes have one row'),
-             (not of_probs and score not in (knn_score, probe_score) and n < d,
-              f'fewer rows ({n}) than columns ({d})'),
-             (not of_probs and constant, f'{constant} of {d} columns are constant'),
-             (of_probs and silent, f'{silent} of {d} source classes have no mass')]
-    return [text for is_so, text in found if is_so]
+def _check_interval(name, n_boot, level):
+    if n_boot < 40 or not 0 < level < 1:
+        raise ValueError(f'{name}: n_boot of 40 or more and a level between 0 and 1 are needed; '
+                         f'got {n_boot} and {level}')
+
+def _scored(score, x, labels, halves, level, n_classes=None, strict=False):
+    "The fitness of a score, and scores of halves, moved to its value; NaN for what has none"
+    value = score(x, labels)
+    if not np.isfinite(value): raise ValueError(f'fitness: a finite score is needed; got {value}')
+    reasons, halves = _reasons(score, x, labels, n_classes), halves()
+    values = np.array([_or_nan(score, x[o], labels[o]) for o in halves])
+    missed = np.isnan(values)
+    if missed.any(): reasons.append(f'{missed.sum()} of {len(halves)} halves cannot be scored')
+    if strict and reasons: raise ValueError(f'fitness: {"; ".join(reasons)}')
+    if missed.all(): return Fitness(value, np.nan, np.nan, tuple(reasons)), values
+    values += value - values[~missed].mean()
+    ends = .5 - level / 2, .5 + level / 2
+    low, high = np.quantile(values[~missed], ends, method='weibull').tolist()
+    return Fitness(value, min(low, value), max(high, value), tuple(reasons)), values
+
+def _or_nan(score, x, labels):
+    try: return score(x, labels)
+    except ValueError: return np.nan
 
 def _halves(labels, n, seed):
     "Rows of `n` random halves, drawn class by class"
@@ -404,86 +426,110 @@ def _halves(labels, n, seed):
     def half(rows): return rng.permutation(rows)[:max(1, (len(rows) + rng.integers(2)) // 2)]
     return [np.concatenate([half(rows) for rows in each]) for _ in range(n)]
 
-def _replicates(score, x, labels, halves, value):
-    "Scores of halves around that of all rows; NaN for halves that cannot be scored"
-    def scored(rows):
-        try: return score(x[rows], labels[rows])
-        except ValueError: return np.nan
-    values = np.array([scored(o) for o in halves])
-    if np.isfinite(values).any(): values += value - np.nanmean(values)
-    return values
-
-def _ends(values, level):
-    "Ends of the interval that holds the middle of the replicates"
-    if not np.isfinite(values).any(): return np.nan, np.nan
-    return tuple(float(o) for o in np.nanquantile(values, [.5 - level / 2, .5 + level / 2]))
+# %% ../nbs/07_similarity.ipynb #reasons
+def _reasons(score, x, labels, n_classes=None):
+    "What speaks against a score of these rows, a sentence each"
+    counts = np.unique(labels, return_counts=True)[1]
+    k, (n, d) = max(n_classes or 0, len(counts)), x.shape
+    of_probs, by_trial = score in _OF_PROBS, score in (knn_score, probe_score)
+    constant, silent = (np.ptp(x, 0) == 0).sum(), (x.sum(0) == 0).sum()
+    few = ((counts > 1) & (counts < 4)).sum()
+    found = [(k - len(counts), f'{k - len(counts)} of {k} classes have no row'),
+             ((counts == 1).sum(), f'{(counts == 1).sum()} of {k} classes have one row'),
+             (few, f'{few} of {k} classes have two or three rows, too few to halve'),
+             (not of_probs and not by_trial and n < d, f'fewer rows ({n}) than columns ({d})'),
+             (not of_probs and constant, f'{constant} of {d} columns are constant'),
+             (of_probs and silent, f'{silent} of {d} source classes have no mass')]
+    return [text for is_so, text in found if is_so]
 
 # %% ../nbs/07_similarity.ipynb #rank
 def rank_sources(
     sources:object, # a list of what `read_source` takes, or a dict of them by name
     task:Task,      # the target; its training pictures and labels are looked at
     scores:tuple=tuple(SCORES), # names in `SCORES`
-    n_boot:int=50,      # replicates for the intervals, the same for all sources
+    n_boot:int=50,      # halves that are scored for the intervals, 40 or more
     level:float=.95,    # of confidence, in (0, 1)
-    seed:int=0,         # of the replicates
+    seed:int=0,         # of the halves, which are the same for all sources
     strict:bool=False,  # whether a reason to distrust a score is an error
     bs:int=128,         # pictures in a batch
     progress:bool=True, # whether to show a bar
-)->pd.DataFrame: # a row a score and source, the best first; see the next cell
-    """Rank sources for a task by scores that train nothing, with intervals of score and rank
+)->pd.DataFrame: # a row a score and source; of each score, the best first
+    """Rank sources for a task by scores that train no network
 
-    Raises `ValueError` if there are no two sources, for an unknown score, a source that says no
-    network, and any reason to distrust a score if `strict`."""
-    names = list(sources) if isinstance(sources, dict) else [
-        o if isinstance(o, str) else f'{i}: {read_source(o).label}' for i, o in enumerate(sources)]
-    given = sources.values() if isinstance(sources, dict) else sources
+    Columns: `score`, `source`; `value`, `low`, `high`; `rank`, and between which it lies,
+    `rank_low`, `rank_high`; `verdict`; the seconds of the body, `features_s`, and of one scoring,
+    `score_s`; `reasons` to distrust. Each source's body runs once; each score is computed `n_boot`
+    times more, so use a subset of a large task. Raises `ValueError` if there are no two sources,
+    for equal names, an unknown score, a source that `source_outputs` refuses, and any reason to
+    distrust a score if `strict`."""
+    scores = [scores] if isinstance(scores, str) else list(scores)
     unknown = [o for o in scores if o not in SCORES]
-    if unknown or len(names) < 2:
-        raise ValueError(f'rank_sources: two sources or more, and scores among {list(SCORES)}, are '
-                         f'needed; got {names}, {unknown}')
-    outputs = [source_outputs(task, o, bs) for o in
-               (progress_bar(list(given)) if progress else given)]
-    halves = _halves(outputs[0].labels.numpy(), n_boot, seed)
-    tables = [_rank(s, names, outputs, halves, level, strict, task.n_classes) for s in scores]
+    if unknown or not scores:
+        raise ValueError(f'rank_sources: scores among {list(SCORES)} are needed; got {unknown}')
+    _check_interval('rank_sources', n_boot, level)
+    named = _by_name(sources)
+    items = progress_bar(list(named.items())) if progress else named.items()
+    outputs = {name: source_outputs(task, src, bs) for name, src in items}
+    labels = next(iter(outputs.values())).labels.numpy()
+    halves = _halves(labels, n_boot, seed)
+    tables = [_rank(s, outputs, halves, level, strict, task.n_classes) for s in scores]
     return pd.concat(tables, ignore_index=True)
 
 # %% ../nbs/07_similarity.ipynb #rank-one
-def _rank(name, names, outputs, halves, level, strict, n_classes):
+def _by_name(sources):
+    "Sources that were read, by name; a list's own are what was passed, or its place and label"
+    if isinstance(sources, dict): named = {str(k): read_source(o) for k, o in sources.items()}
+    else:
+        given = [] if isinstance(sources, (str, Path)) else list(sources)
+        pairs = [(str(o) if isinstance(o, (str, Path)) else f'{i}: {read_source(o).label}',
+                  read_source(o)) for i, o in enumerate(given)]
+        named = dict(pairs)
+        if len(named) < len(pairs): named = {}
+    if len(named) < 2:
+        raise ValueError('rank_sources: two sources or more, of different names, are needed; got '
+                         f'{sources}')
+    return named
+
+def _rank(name, outputs, halves, level, strict, n_classes):
     "The rows of one score"
     score, rows, values = SCORES[name], [], []
-    for source, out in zip(names, outputs):
-        x, y = (out.probs if score in _OF_PROBS else out.feats).numpy(), out.labels.numpy()
-        start, reasons = time.perf_counter(), _reasons(score, x, y, n_classes)
-        try: value = score(x, y)
-        except ValueError as e: value, reasons = np.nan, [str(e), *reasons]
-        score_s = time.perf_counter() - start
-        if strict and reasons: raise ValueError(f'rank_sources: {source}: {"; ".join(reasons)}')
-        values.append(_replicates(score, x, y, halves, value))
-        rows.append((name, source, value, *_ends(values[-1], level), out.time_s, score_s,
-                     '; '.join(reasons)))
+    for source, out in outputs.items():
+        x, y = (out.probs if score in _OF_PROBS else out.feats).double().numpy(), out.labels.numpy()
+        start = time.perf_counter()
+        try:
+            score(x, y)
+            score_s = time.perf_counter() - start
+            found, own = _scored(score, x, y, lambda: halves, level, n_classes, strict)
+        except ValueError as e:
+            if strict: raise ValueError(f'rank_sources: {source}: {e}') from e
+            found, own, score_s = Fitness(*[np.nan] * 3, (str(e),)), np.full(len(halves), np.nan), 0
+        values.append(own)
+        rows.append((name, source, *found[:3], out.time_s, score_s, '; '.join(found.reasons)))
     table = pd.DataFrame(rows, columns=['score', 'source', 'value', 'low', 'high', 'features_s',
                                         'score_s', 'reasons'])
     ranks = _ranks(table.value.to_numpy(), np.array(values), level)
     return pd.concat([table, ranks], axis=1).sort_values('rank', kind='stable')
 
+# %% ../nbs/07_similarity.ipynb #ranks
 def _ranks(values, replicates, level):
-    "Rank of each source, `(s,)`, its interval, and whether the best is ahead of it"
-    table = pd.DataFrame(dict(rank=rankdata(-values, 'min', nan_policy='omit')))
-    table['rank_low'] = table['rank_high'] = table['rank']
-    table['verdict'] = np.where(np.isnan(values), 'no score', 'worse')
-    if np.isnan(values).all(): return table
-    best, seen = np.nanargmax(values), np.isfinite(replicates)
-    whole = seen[~np.isnan(values)].all(0)
-    for i in np.flatnonzero(~np.isnan(values)):
-        own = replicates[:, whole]
-        if own.shape[1]:
-            each = 1 + (own[~np.isnan(values)] > own[i]).sum(0)
-            low, high = _ends(each, level)
-            table.loc[i, ['rank_low', 'rank_high']] = np.floor(low), np.ceil(high)
-        if i == best: table.loc[i, 'verdict'] = 'best'
-        elif not own.shape[1] or _ends(own[best] - own[i], level)[0] <= 0:
-            table.loc[i, 'verdict'] = 'not distinguishable'
-    return table
+    "Rank of each of `s` sources, between which ranks it lies, and whether the best is ahead of it"
+    there = ~np.isnan(values)
+    rank = rankdata(-values, 'min', nan_policy='omit')
+    n_pairs = there.sum() * (there.sum() - 1) / 2
+    needed = norm.ppf(1 - (1 - level) / 2 / max(1, n_pairs))
+    def ahead(i, j):
+        gaps = replicates[i] - replicates[j]
+        gaps = gaps[np.isfinite(gaps)]
+        spread = gaps.std(ddof=1) if len(gaps) > 1 else 0
+        return spread > 1e-9 * np.nanmax(abs(values)) and values[i] - values[j] > needed * spread
+    wins = np.array([[ahead(i, j) for j in range(len(values))] for i in range(len(values))])
+    best = np.flatnonzero(rank == 1)[0] if there.any() else None
+    verdict = np.where(wins[best] if there.any() else False, 'worse', 'not distinguishable')
+    verdict = np.where(there, verdict.astype(object), 'no score')
+    if there.any(): verdict[best] = 'best'
+    return pd.DataFrame(dict(rank=rank, rank_low=np.where(there, 1 + wins.sum(0), np.nan),
+                             rank_high=np.where(there, there.sum() - wins.sum(1), np.nan),
+                             verdict=verdict))
 
 # %% ../nbs/07_similarity.ipynb #plot-ranking
 def plot_ranking(
@@ -496,14 +542,16 @@ def plot_ranking(
         raise ValueError(f'plot_ranking: a score among {ranking.score.unique().tolist()} is '
                          f'needed; got {score!r}')
     rows = ranking[(ranking.score == score) & ranking.value.notna()].reset_index(drop=True)
-    ax = ax or Figure(figsize=(6, 1 + .4 * len(rows)), layout='constrained').subplots()
+    size = 6, 1 + .4 * len(rows)
+    ax = ax or plt.subplots(figsize=size, layout='constrained')[1]
     for i, o in rows.iterrows():
         clear = o.verdict == 'worse'
         ax.errorbar(o.value, i, xerr=[[o.value - o.low], [o.high - o.value]], capsize=3,
                     fmt='s' if clear else 'o', mfc='none' if clear else 'C0', color='C0')
     ax.set_yticks(range(len(rows)), [f'{o.source}: {o.verdict}' for o in rows.itertuples()])
     ax.invert_yaxis()
-    ax.set(xlabel=f'{score}, with its interval', title='open squares: worse than the best')
+    ax.set(xlabel=f'{score}, with its interval',
+           title=f'{len(rows)} sources; open squares: worse than the best')
     return ax
 
 # %% ../nbs/07_similarity.ipynb #subtask
@@ -513,7 +561,12 @@ def subtask(
     n_classes:tuple=(2,10),# least and most number of classes
     per_class:tuple=(5,20),# least and most number of training pictures of each
 )->Task: # the same pictures, fewer classes and labels; `valid` and `test` whole for these classes
-    "Draw a few classes of a task, and a few labels of each; raises as `Task.subset` does"
+    """Draw a few classes of a task, and a few labels of each
+
+    Raises `ValueError` for numbers of classes that the task cannot give, and as `Task.subset`."""
+    if not 2 <= n_classes[0] <= n_classes[1] <= task.n_classes or per_class[0] > per_class[1]:
+        raise ValueError(f'subtask: 2 to {task.n_classes} classes of {task.name}, the least number '
+                         f'first, are needed; got n_classes={n_classes}, per_class={per_class}')
     rng = np.random.default_rng(seed)
     k = rng.integers(n_classes[0], n_classes[1], endpoint=True)
     chosen = torch.from_numpy(np.sort(rng.choice(task.n_classes, k, replace=False)))
@@ -525,8 +578,6 @@ def subtask(
     return few.subset(int(rng.integers(per_class[0], per_class[1], endpoint=True)), seed)
 
 # %% ../nbs/07_similarity.ipynb #try-pairs
-_OUTCOMES = 'head only', 'copy and tune'
-
 def try_pairs(
     tasks:list,    # targets
     sources:dict,  # name → what `read_source` takes, if it says which network it is
@@ -534,68 +585,81 @@ def try_pairs(
     n_steps:int=40,# least number of training steps of each run
     bs:int=32,     # pictures in a batch
     seed:int=0,    # of the new head and the batches
+    pixels:dict=None,   # name → `(n,size_px,size_px,3)` pictures that the source learned, if known
     progress:bool=True, # whether to show a bar
 )->pd.DataFrame: # a row a task and source: each score, and the test accuracy (%) of both outcomes
     """Score each source for each task, then train from it there, the head only and everything
 
-    Raises `ValueError` as `source_outputs` and `run_one` do, or for a file of another budget."""
-    budget = dict(n_steps=n_steps, bs=bs, seed=seed)
-    have = pd.read_parquet(path) if path and Path(path).exists() else pd.DataFrame()
-    if len(have) and (have[list(budget)] != pd.Series(budget)).any(axis=None):
-        raise ValueError(f'try_pairs: {path} holds runs of another budget than {budget}: name '
-                         'another file')
-    done = set(zip(have.task, have.source)) if len(have) else set()
-    pairs = [(t, s) for t in tasks for s in sources if (t.name, s) not in done]
-    read, rows = {k: read_source(o) for k, o in sources.items()}, have.to_dict('records')
-    for task, name in progress_bar(pairs) if progress and pairs else pairs:
-        rows.append(dict(task=task.name, source=name, n_classes=task.n_classes,
-                         per_class=int(task.counts().train.iloc[0]), **budget,
-                         **_try(task, read[name], **budget)))
+    Raises `ValueError` as `source_outputs` and `run_one` do, or for a file of something else."""
+    budget, named = dict(n_steps=n_steps, bs=bs, seed=seed), _by_name(sources)
+    rows = pd.read_parquet(path).to_dict('records') if path and Path(path).exists() else []
+    done = {(o['task'], o['source']): {k: o[k] for k in (*budget, 'sha256')} for o in rows}
+    pairs = [(t, s) for t in tasks for s in named]
+    for task, name in progress_bar(pairs) if progress else pairs:
+        facts = dict(budget, sha256=_pair_sha(task, named[name]))
+        if done.get((task.name, name), facts) != facts:
+            raise ValueError(f'try_pairs: {path} holds {name} for {task.name} with {facts} needed '
+                             f'and {done[task.name, name]} there: name another file')
+        if (task.name, name) in done: continue
+        rows.append(dict(task=task.name, source=name, **facts,
+                         **_try(task, named[name], (pixels or {}).get(name), **budget)))
         if path:
             with write_whole(path) as f: pd.DataFrame(rows).to_parquet(f, index=False)
     return pd.DataFrame(rows)
 
-def _try(task, src, n_steps, bs, seed):
+# %% ../nbs/07_similarity.ipynb #try-one
+_OUTCOMES = 'head only', 'copy and tune'
+
+def _pair_sha(task, src):
+    "Hash of a task's classes and splits and a source's tensors"
+    facts = task.vocab, digest(dict(task.splits, labels=task.labels)), digest(src.state)
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+def _try(task, src, seen, n_steps, bs, seed):
     "Scores and outcomes of one source and task; a score that refuses is NaN, and says so"
-    out, row, refused = source_outputs(task, src), {}, []
+    out, refused = source_outputs(task, src), []
+    row = dict(n_classes=task.n_classes, per_class=int(task.counts().train.iloc[0]))
     for name, score in SCORES.items():
         try: row[name] = score(out.probs if score in _OF_PROBS else out.feats, out.labels)
         except ValueError as e: row[name], refused = np.nan, [*refused, str(e)]
     if src.card.get('mean'):
         row['colours'] = -colour_distance((src.card['mean'], src.card['std']), task.stats)
-    row['labels'] = label_overlap(src.card.get('vocab') or [''], task.vocab)
+    row['labels'] = label_overlap(src.card.get('vocab') or [], task.vocab)
+    if seen is not None:
+        own = task.images[task.splits['train']]
+        row['means'] = -mean_discrepancy(*(o.flatten(1).double() / 255 for o in (seen, own)))
     runs = {o: run_one(o, task, src, 0, seed, bs, n_steps, n_looks=1) for o in _OUTCOMES}
     return dict(row, **{o: r['accuracy'] for o, r in runs.items()}, refused='; '.join(refused))
 
 # %% ../nbs/07_similarity.ipynb #judge
 def judge_scores(
-    pairs:pd.DataFrame, # of `try_pairs`
+    pairs:pd.DataFrame, # of `try_pairs`, each task with each source
     outcome:str='copy and tune', # the column that is to be predicted
-    scores:tuple=None,  # columns to judge; all scores that are there if None
+    scores:tuple=None,  # columns to judge; all that are there if None
     level:float=.95,    # of confidence, in (0, 1)
-    seed:int=0,         # of the resamples
+    seed:int=0,         # of the resamples of tasks
 )->pd.DataFrame: # a row a score and measure: `mean`, `low`, `high`, `tasks`, `verdict`
     """Judge scores by what they predict: correlations within a task, and regret in points
 
-    Tasks in which a measure is undefined, all scores or all outcomes being equal, are left out of
-    it. `verdict` compares with the best score of that measure, pair by pair of tasks. Raises
-    `ValueError` for a column that is not there, or fewer than two tasks.
+    Tasks whose outcomes are all equal are left out of correlations; a source without a score is
+    not chosen by it. `verdict` compares with the best score of that measure. Raises `ValueError`
+    for a column that is not there, fewer than two tasks and sources, or a pair that is not there
+    once.
 
-    Source: You et al. 2021 for the weighted τ as a measure; Vigna 2015, A Weighted Correlation
+    Source: You et al. 2021, with the weighted τ as a measure; Vigna 2015, A Weighted Correlation
     Index for Rankings with Ties."""
-    scores = [o for o in (*SCORES, 'colours', 'labels') if o in pairs] if scores is None else scores
-    lacking = [o for o in (outcome, *scores) if o not in pairs]
-    if lacking or pairs.task.nunique() < 2:
-        raise ValueError('judge_scores: two tasks or more and columns that are there are needed; '
-                         f'got {pairs.task.nunique()} tasks, no {lacking}')
+    if scores is None:
+        scores = [o for o in (*SCORES, 'colours', 'labels', 'means') if o in pairs]
+    _check_pairs(pairs, outcome, scores)
     each = {s: _measures(pairs, s, outcome) for s in scores} | _baselines(pairs, outcome)
     rows = []
     for measure in ('pearson', 'kendall', 'weighted', 'regret'):
         sign = -1 if measure == 'regret' else 1
-        found = {s: o[measure].dropna() for s, o in each.items() if measure in o}
-        best = max((s for s, o in found.items() if len(o) > 1), key=lambda s: sign * found[s].mean())
-        rows += [_judged(s, measure, o, sign * found[best], sign, level, seed, s == best)
-                 for s, o in found.items() if len(o) > 1]
+        found = {s: sign * o[measure].dropna() for s, o in each.items() if measure in o}
+        found = {s: o for s, o in found.items() if len(o) > 1}
+        if not found: continue
+        best = max(found, key=lambda s: found[s].mean())
+        rows += [_judged(s, measure, found, best, sign, level, seed) for s in found]
     return pd.DataFrame(rows, columns=['score', 'measure', 'mean', 'low', 'high', 'tasks',
                                        'verdict'])
 
@@ -603,43 +667,55 @@ def judge_scores(
 def correlations(
     score:np.ndarray,   # `(s,)` of each source
     outcome:np.ndarray, # `(s,)` what was to be predicted
-)->dict:                # `pearson`, `kendall` and `weighted`, each in [-1, 1]; NaN if undefined
-    """Correlate scores with outcomes in three ways
+)->dict:                # `pearson`, `kendall` and `weighted`, each in [-1, 1]
+    """Correlate scores with outcomes in three ways; 0 if all scores are equal, NaN if outcomes are
 
     Source: Vigna 2015 for the weighted τ: hyperbolic weights, by both orders."""
-    if len(score) < 2 or np.ptp(score) == 0 or np.ptp(outcome) == 0:
-        return dict.fromkeys(('pearson', 'kendall', 'weighted'), np.nan)
-    return dict(pearson=float(pearsonr(score, outcome)[0]),
-                kendall=float(kendalltau(score, outcome)[0]),
-                weighted=float(weightedtau(score, outcome)[0]))
+    measures = dict(pearson=pearsonr, kendall=kendalltau, weighted=weightedtau)
+    if len(score) < 2 or np.ptp(outcome) == 0: return dict.fromkeys(measures, np.nan)
+    if np.ptp(score) == 0: return dict.fromkeys(measures, 0.)
+    return {name: float(f(score, outcome)[0]) for name, f in measures.items()}
 
 def _measures(pairs, score, outcome):
     "All measures of one score, a row a task"
     def measured(block):
-        block = block.dropna(subset=[score])
+        best, block = block[outcome].max(), block.dropna(subset=[score])
         if not len(block): return dict(regret=np.nan)
         picked = block[outcome][block[score] == block[score].max()].mean()   # of ties, any
         return dict(correlations(block[score].to_numpy(), block[outcome].to_numpy()),
-                    regret=best[block.task.iloc[0]] - picked)
-    best = pairs.groupby('task')[outcome].max()
+                    regret=best - picked)
     return pd.DataFrame({task: measured(block) for task, block in pairs.groupby('task')}).T
 
 def _baselines(pairs, outcome):
     "Regret of taking any source, and of taking always the one that is best on the other tasks"
     wide = pairs.pivot(index='task', columns='source', values=outcome)
-    others = (wide.sum() - wide) / (len(wide) - 1)
-    same = wide.to_numpy()[np.arange(len(wide)), others.to_numpy().argmax(1)]
-    regrets = {'any': wide.max(axis=1) - wide.mean(axis=1), 'always the same': wide.max(axis=1) - same}
-    return {name: pd.DataFrame(dict(regret=o)) for name, o in regrets.items()}
+    others, best = (wide.sum() - wide).to_numpy().argmax(1), wide.max(axis=1)
+    same = wide.to_numpy()[np.arange(len(wide)), others]
+    found = {'any': best - wide.mean(axis=1), 'always the same': best - same}
+    return {name: pd.DataFrame(dict(regret=o)) for name, o in found.items()}
 
-def _judged(score, measure, found, best, sign, level, seed, is_best):
-    "A row of the table"
-    interval = partial(paired_interval, level=level, seed=seed)
-    mean, low, high = interval(np.zeros(len(found)), found)
-    both = pd.concat([best, sign * found], axis=1, join='inner').to_numpy().T
-    ahead = len(both[0]) > 1 and interval(both[1], both[0])[1] > 0
-    verdict = 'best' if is_best else 'worse' if ahead else 'not distinguishable'
-    return score, measure, mean, low, high, len(found), verdict
+# %% ../nbs/07_similarity.ipynb #judged
+def _check_pairs(pairs, outcome, scores):
+    needed = ['task', 'source', outcome, *scores]
+    lacking = [o for o in needed if o not in pairs]
+    n = 0 if lacking else pairs.task.nunique() * pairs.source.nunique()
+    whole = not lacking and n == len(pairs) == len(pairs[['task', 'source']].drop_duplicates())
+    if not whole or min(pairs.task.nunique(), pairs.source.nunique()) < 2:
+        raise ValueError('judge_scores: two tasks and two sources or more, each pair once, and '
+                         f'columns that are there are needed; got {len(pairs)} rows, no {lacking}')
+    if pairs[outcome].isna().any():
+        raise ValueError(f'judge_scores: an outcome of each pair is needed; {outcome!r} has NaN')
+
+def _judged(score, measure, found, best, sign, level, seed):
+    "A row of the table; `found` has a number a task of each score, more is better"
+    own, n = found[score], len(found)
+    mean, *ends = paired_interval(np.zeros(len(own)), own, level, seed)
+    low, high = sorted(sign * o for o in ends)
+    both = pd.concat([own, found[best]], axis=1, join='inner').to_numpy().T
+    strict = 1 - (1 - level) / max(1, n * (n - 1) / 2)
+    behind = len(both[0]) > 1 and paired_interval(*both, strict, seed)[1] > 0
+    verdict = 'best' if score == best else 'worse' if behind else 'not distinguishable'
+    return score, measure, sign * mean, low, high, len(own), verdict
 
 # %% ../nbs/07_similarity.ipynb #shipped-pairs
 def shipped_pairs()->pd.DataFrame: # a row a task and source, as of `try_pairs`
