@@ -676,7 +676,9 @@ def linear_probe(
     best, rows = (-1.,), []
     for C in sorted(Cs):
         probe = LogisticRegression(C=C, max_iter=max_iter)
-        with warnings.catch_warnings(category=ConvergenceWarning, action='ignore'): probe.fit(x, y)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', ConvergenceWarning)
+            probe.fit(x, y)
         acc = probe.score(x_valid, valid.labels.cpu().numpy())
         rows.append((C, acc, bool(probe.n_iter_.max() < max_iter)))
         if acc > best[0]: best = acc, C, probe
