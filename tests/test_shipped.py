@@ -58,10 +58,10 @@ def test_comparisons_are_of_the_networks_that_ship(name):
 
 @each_case
 def test_comparisons_are_whole(name):
-    "Every strategy, five seeds where labels are few and three with all, at one budget; the article's CNN with every number of labels"
+    "Every number of labels and every strategy, five seeds where labels are few and three with all, at one budget"
     case = load_comparison(name)
     runs, sizes = case.runs, set(case.runs.per_class)
-    assert {10, 50} <= sizes and (len(sizes) == 4 or not name.startswith('article_cnn'))
+    assert sizes == {10, 50, 100, 4500 if name.endswith('cifar10') else 450} and {int(n) for n in case.facts['budgets']} == sizes
     seeds = runs.groupby(['per_class', 'strategy']).seed.apply(sorted)
     assert set(seeds.index.get_level_values(1)) == set(STRATEGIES) and len(seeds) == len(sizes) * len(STRATEGIES)
     assert all(s == list(range(3 if n > 100 else 5)) for (n, _), s in seeds.items())
