@@ -527,9 +527,10 @@ def _ranks(values, replicates, level):
     verdict = np.where(wins[best] if there.any() else False, 'worse', 'not distinguishable')
     verdict = np.where(there, verdict.astype(object), 'no score')
     if there.any(): verdict[best] = 'best'
-    return pd.DataFrame(dict(rank=rank, rank_low=np.where(there, 1 + wins.sum(0), np.nan),
-                             rank_high=np.where(there, there.sum() - wins.sum(1), np.nan),
-                             verdict=verdict))
+    low = np.where(there, 1 + wins.sum(0), np.nan)
+    high = np.where(there, there.sum() - wins.sum(1), np.nan)
+    table = pd.DataFrame(dict(rank=rank, rank_low=low, rank_high=high)).astype('Int64')
+    return table.assign(verdict=verdict)
 
 # %% ../nbs/07_similarity.ipynb #plot-ranking
 def plot_ranking(
@@ -542,7 +543,7 @@ def plot_ranking(
         raise ValueError(f'plot_ranking: a score among {ranking.score.unique().tolist()} is '
                          f'needed; got {score!r}')
     rows = ranking[(ranking.score == score) & ranking.value.notna()].reset_index(drop=True)
-    size = 6, 1 + .4 * len(rows)
+    size = 8, 1 + .4 * len(rows)
     ax = ax or plt.subplots(figsize=size, layout='constrained')[1]
     for i, o in rows.iterrows():
         clear = o.verdict == 'worse'
@@ -719,5 +720,5 @@ def _judged(score, measure, found, best, sign, level, seed):
 
 # %% ../nbs/07_similarity.ipynb #shipped-pairs
 def shipped_pairs()->pd.DataFrame: # a row a task and source, as of `try_pairs`
-    "Read the runs that ship: 60 sub-tasks of CIFAR-100 and nine sources"
+    "Read the runs that ship: 30 sub-tasks of CIFAR-100 and nine sources"
     return pd.read_parquet(Path(nbtransfer.__file__).parent/'results'/'similarity.parquet')
