@@ -380,7 +380,7 @@ def fitness(
     level:float=.95,   # of confidence, in (0, 1)
     seed:int=0,        # of the halves
     strict:bool=False, # whether a reason to distrust is an error
-)->Fitness:
+)->Fitness:            # the score of all rows, its interval, and the reasons
     """Score, and say how far to trust it
 
     Raises `ValueError` for an unknown score, what it cannot use, and any reason if `strict`.
