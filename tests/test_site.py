@@ -29,7 +29,7 @@ def test_links_lead_somewhere(page):
         if anchor and target.suffix == '.html':
             assert f'id="{anchor}"' in target.read_text(encoding='utf-8'), link
 
-OTHER_SITES = {'arxiv.org', 'colab.research.google.com', 'doi.org', 'github.com', 'huggingface.co', 'joblib.readthedocs.io', 'pytorch.org',
+OTHER_SITES = {'arxiv.org', 'colab.research.google.com', 'doi.org', 'github.com', 'huggingface.co', 'jmlr.org', 'joblib.readthedocs.io', 'pytorch.org',
     'voila.readthedocs.io', 'www.deeplearningbook.org'}
 
 def test_links_to_other_sites_are_listed():
