@@ -392,7 +392,7 @@ def fitness(
     _check_interval('fitness', n_boot, level)
     x, y = (torch.as_tensor(o).detach().cpu() for o in (x, labels))
     x, y, f = x.double().numpy(), y.numpy(), score if callable(score) else SCORES[score]
-    return _scored(f, x, y, lambda: _halves(y, n_boot, seed), level, n_classes, strict)[0]
+    return _scored(f, x, y, _halves(y, n_boot, seed), level, n_classes, strict)[0]
 
 # %% ../nbs/07_similarity.ipynb #fitness-parts
 def _check_interval(name, n_boot, level):
@@ -401,19 +401,20 @@ def _check_interval(name, n_boot, level):
                          f'got {n_boot} and {level}')
 
 def _scored(score, x, labels, halves, level, n_classes=None, strict=False):
-    "The fitness of a score, and scores of halves, moved to its value; NaN for what has none"
-    value = score(x, labels)
+    "The fitness of a score; scores of halves, moved to its value, NaN for what has none; seconds"
+    start = time.perf_counter()
+    value, score_s = score(x, labels), time.perf_counter() - start
     if not np.isfinite(value): raise ValueError(f'fitness: a finite score is needed; got {value}')
-    reasons, halves = _reasons(score, x, labels, n_classes), halves()
+    reasons = _reasons(score, x, labels, n_classes)
     values = np.array([_or_nan(score, x[o], labels[o]) for o in halves])
     missed = np.isnan(values)
     if missed.any(): reasons.append(f'{missed.sum()} of {len(halves)} halves cannot be scored')
     if strict and reasons: raise ValueError(f'fitness: {"; ".join(reasons)}')
-    if missed.all(): return Fitness(value, np.nan, np.nan, tuple(reasons)), values
+    if missed.all(): return Fitness(value, np.nan, np.nan, tuple(reasons)), values, score_s
     values += value - values[~missed].mean()
     ends = .5 - level / 2, .5 + level / 2
     low, high = np.quantile(values[~missed], ends, method='weibull').tolist()
-    return Fitness(value, min(low, value), max(high, value), tuple(reasons)), values
+    return Fitness(value, min(low, value), max(high, value), tuple(reasons)), values, score_s
 
 def _or_nan(score, x, labels):
     try: return score(x, labels)
@@ -467,7 +468,7 @@ def rank_sources(
     if unknown or not scores:
         raise ValueError(f'rank_sources: scores among {list(SCORES)} are needed; got {unknown}')
     _check_interval('rank_sources', n_boot, level)
-    named = _by_name(sources)
+    named = _by_name(sources, 'rank_sources')
     items = progress_bar(list(named.items())) if progress else named.items()
     outputs = {name: source_outputs(task, src, bs) for name, src in items}
     labels = next(iter(outputs.values())).labels.numpy()
@@ -476,30 +477,24 @@ def rank_sources(
     return pd.concat(tables, ignore_index=True)
 
 # %% ../nbs/07_similarity.ipynb #rank-one
-def _by_name(sources):
+def _by_name(sources, asked):
     "Sources that were read, by name; a list's own are what was passed, or its place and label"
-    if isinstance(sources, dict): named = {str(k): read_source(o) for k, o in sources.items()}
-    else:
-        given = [] if isinstance(sources, (str, Path)) else list(sources)
-        pairs = [(str(o) if isinstance(o, (str, Path)) else f'{i}: {read_source(o).label}',
-                  read_source(o)) for i, o in enumerate(given)]
-        named = dict(pairs)
-        if len(named) < len(pairs): named = {}
-    if len(named) < 2:
-        raise ValueError('rank_sources: two sources or more, of different names, are needed; got '
+    if isinstance(sources, dict): names, given = list(map(str, sources)), sources.values()
+    else: names, given = None, [] if isinstance(sources, (str, Path)) else list(sources)
+    read = [read_source(o) for o in given]
+    names = names or [str(o) if isinstance(o, (str, Path)) else f'{i}: {src.label}'
+                      for i, (o, src) in enumerate(zip(given, read))]
+    if len(set(names)) < max(2, len(names)):
+        raise ValueError(f'{asked}: two sources or more, of different names, are needed; got '
                          f'{sources}')
-    return named
+    return dict(zip(names, read))
 
 def _rank(name, outputs, halves, level, strict, n_classes):
     "The rows of one score"
     score, rows, values = SCORES[name], [], []
     for source, out in outputs.items():
         x, y = (out.probs if score in _OF_PROBS else out.feats).double().numpy(), out.labels.numpy()
-        start = time.perf_counter()
-        try:
-            score(x, y)
-            score_s = time.perf_counter() - start
-            found, own = _scored(score, x, y, lambda: halves, level, n_classes, strict)
+        try: found, own, score_s = _scored(score, x, y, halves, level, n_classes, strict)
         except ValueError as e:
             if strict: raise ValueError(f'rank_sources: {source}: {e}') from e
             found, own, score_s = Fitness(*[np.nan] * 3, (str(e),)), np.full(len(halves), np.nan), 0
@@ -523,10 +518,11 @@ def _ranks(values, replicates, level):
         spread = gaps.std(ddof=1) if len(gaps) > 1 else 0
         return spread > 1e-9 * np.nanmax(abs(values)) and values[i] - values[j] > needed * spread
     wins = np.array([[ahead(i, j) for j in range(len(values))] for i in range(len(values))])
-    best = np.flatnonzero(rank == 1)[0] if there.any() else None
-    verdict = np.where(wins[best] if there.any() else False, 'worse', 'not distinguishable')
-    verdict = np.where(there, verdict.astype(object), 'no score')
-    if there.any(): verdict[best] = 'best'
+    verdict = np.full(len(values), 'no score', object)
+    if there.any():
+        best = np.nanargmax(values)
+        verdict[there] = np.where(wins[best], 'worse', 'not distinguishable')[there]
+        verdict[best] = 'best'
     low = np.where(there, 1 + wins.sum(0), np.nan)
     high = np.where(there, there.sum() - wins.sum(1), np.nan)
     table = pd.DataFrame(dict(rank=rank, rank_low=low, rank_high=high)).astype('Int64')
@@ -592,12 +588,13 @@ def try_pairs(
     """Score each source for each task, then train from it there, the head only and everything
 
     Raises `ValueError` as `source_outputs` and `run_one` do, or for a file of something else."""
-    budget, named = dict(n_steps=n_steps, bs=bs, seed=seed), _by_name(sources)
+    budget, named = dict(n_steps=n_steps, bs=bs, seed=seed), _by_name(sources, 'try_pairs')
+    carried = {name: digest(src.state) for name, src in named.items()}
     rows = pd.read_parquet(path).to_dict('records') if path and Path(path).exists() else []
     done = {(o['task'], o['source']): {k: o[k] for k in (*budget, 'sha256')} for o in rows}
     pairs = [(t, s) for t in tasks for s in named]
     for task, name in progress_bar(pairs) if progress else pairs:
-        facts = dict(budget, sha256=_pair_sha(task, named[name]))
+        facts = dict(budget, sha256=_pair_sha(task, carried[name]))
         if done.get((task.name, name), facts) != facts:
             raise ValueError(f'try_pairs: {path} holds {name} for {task.name} with {facts} needed '
                              f'and {done[task.name, name]} there: name another file')
@@ -611,9 +608,9 @@ def try_pairs(
 # %% ../nbs/07_similarity.ipynb #try-one
 _OUTCOMES = 'head only', 'copy and tune'
 
-def _pair_sha(task, src):
-    "Hash of a task's classes and splits and a source's tensors"
-    facts = task.vocab, digest(dict(task.splits, labels=task.labels)), digest(src.state)
+def _pair_sha(task, carried):
+    "Hash of a task's classes and splits, and of the hash of a source's tensors"
+    facts = task.vocab, digest(dict(task.splits, labels=task.labels)), carried
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 def _try(task, src, seen, n_steps, bs, seed):
