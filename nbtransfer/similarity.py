@@ -23,7 +23,7 @@ from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastprogress.fastprogress import progress_bar
 from matplotlib.axes import Axes
-from scipy.linalg import eigh, svd
+from scipy.sparse import csr_array
 from scipy.spatial.distance import cdist
 from scipy.special import rel_entr
 from scipy.stats import kendalltau, norm, pearsonr, rankdata, weightedtau
@@ -118,8 +118,8 @@ def _rows(name, x, labels):
     if x.ndim != 2 or not x.shape[1] or y.shape != x.shape[:1]:
         raise ValueError(f'{name}: a matrix (n,d) and n labels are needed; got shapes {x.shape} '
                          f'and {y.shape}')
-    odd = (~(np.abs(x) < 1e100)).any(1).sum()   # also NaN
-    if odd:
+    if not max(x.max(initial=0), -x.min(initial=0)) < 1e100:   # also NaN
+        odd = (~(np.abs(x) < 1e100)).any(1).sum()
         raise ValueError(f'{name}: finite numbers, below 1e100, are needed; got others in {odd} of '
                          f'{len(x)} rows')
     classes, y = np.unique(y, return_inverse=True)
@@ -130,18 +130,19 @@ def _rows(name, x, labels):
 
 def _probabilities(name, probs, labels):
     p, y = _rows(name, probs, labels)
-    if (p < 0).any() or np.abs(p.sum(1) - 1).max() > 1e-3:
+    if p.min() < 0 or np.abs(p.sum(1) - 1).max() > 1e-3:
         raise ValueError(f'{name}: probabilities, rows that sum to 1, are needed; got numbers from '
                          f'{p.min():.3g} to {p.max():.3g}: take the softmax of logits')
     return p, y
 
-def _unit(x): return x / max(np.abs(x).max(), 1e-300)   # squares neither overflow nor vanish
+def _unit(x):
+    "The same in other units, where squares would overflow or vanish"
+    largest = max(x.max(), -x.min(), 1e-300)
+    return x if 1e-50 < largest < 1e50 else x / largest
 
 def _class_sums(x, y):
     "Sum of the rows of each class, `(k,d)`, and how many they are"
-    counts = np.bincount(y)
-    starts = np.cumsum(counts) - counts
-    return np.add.reduceat(x[np.argsort(y, kind='stable')], starts), counts
+    return csr_array((np.ones(len(y)), (y, np.arange(len(y))))) @ x, np.bincount(y)
 
 # %% ../nbs/07_similarity.ipynb #leep
 def nce(
@@ -184,10 +185,10 @@ def _spectrum(x, y):
     "Squared singular values, `(r,)`, and squared parts of each class's indicator, `(r,k)`"
     n, d = x.shape
     if n > 2 * d:   # by the small matrix
-        s2, v = eigh(x.T @ x)
+        s2, v = np.linalg.eigh(x.T @ x)
         keep = s2 > s2[-1] * d * np.finfo(float).eps
         return s2[keep], (v.T @ _class_sums(x, y)[0].T)[keep]**2 / s2[keep, None]
-    u, s, _ = svd(x, full_matrices=False)
+    u, s, _ = np.linalg.svd(x, full_matrices=False)
     keep = s > s[0] * max(n, d) * np.finfo(float).eps
     return s[keep]**2, _class_sums(u[:, keep], y)[0].T**2
 
@@ -279,7 +280,7 @@ def gbc(
     Source: Pándy et al. 2022, Transferability Estimation using Bhattacharyya Class Separability,
     section 3."""
     x, y = _rows('gbc', feats, labels)
-    u, s, _ = svd(_unit(x - x.mean(0)), full_matrices=False)   # its principal components
+    u, s, _ = np.linalg.svd(_unit(x - x.mean(0)), full_matrices=False)   # principal components
     keep = s[:most] > max(s[0], 1e-300) * max(x.shape) * np.finfo(float).eps
     x = u[:, :most][:, keep] * s[:most][keep] if keep.any() else x[:, :1] * 0
     sums, counts = _class_sums(x, y)
@@ -307,7 +308,8 @@ def transrate(
     Source: Huang et al. 2022, Frustratingly Easy Transferability Estimation, section 3."""
     x, y = _rows('transrate', feats, labels)
     x = x - x.mean(0)
-    def rate(z): return .5 * np.log1p(svd(z, compute_uv=False)**2 / (len(z) * eps)).sum()
+    def rate(z):
+        return .5 * np.log1p(np.linalg.svd(z, compute_uv=False)**2 / (len(z) * eps)).sum()
     return float(rate(x) - np.mean([rate(x[y == c]) for c in range(y.max() + 1)]))
 
 # %% ../nbs/07_similarity.ipynb #probes
@@ -362,6 +364,8 @@ def probe_score(
 SCORES = {'LogME': logme, 'H-score': h_score, 'LEEP': leep, 'NCE': nce, 'k-NN': knn_score,
           'probe': probe_score, 'GBC': gbc, 'TransRate': transrate}
 _OF_PROBS = leep, nce
+_BOUNDS = {h_score: (0, np.inf), **dict.fromkeys((leep, nce, gbc), (-np.inf, 0)),
+           **dict.fromkeys((knn_score, probe_score), (0, 1))}
 
 # %% ../nbs/07_similarity.ipynb #fitness
 class Fitness(NamedTuple):
@@ -413,7 +417,8 @@ def _scored(score, x, labels, halves, level, n_classes=None, strict=False):
     if missed.all(): return Fitness(value, np.nan, np.nan, tuple(reasons)), values, score_s
     values += value - values[~missed].mean()
     ends = .5 - level / 2, .5 + level / 2
-    low, high = np.quantile(values[~missed], ends, method='weibull').tolist()
+    interval = np.quantile(values[~missed], ends, method='weibull')
+    low, high = np.clip(interval, *_BOUNDS.get(score, (-np.inf, np.inf))).tolist()
     return Fitness(value, min(low, value), max(high, value), tuple(reasons)), values, score_s
 
 def _or_nan(score, x, labels):
@@ -613,6 +618,12 @@ def _pair_sha(task, carried):
     facts = task.vocab, digest(dict(task.splits, labels=task.labels)), carried
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
+def _pixels(task, bs):
+    "Training pictures as rows of numbers in [0, 1], wherever they are"
+    dls = task.dls(bs, augment=False, stats=([0.] * 3, [1.] * 3))
+    loader = dls.train.new(shuffle=False, drop_last=False)
+    return torch.cat([x.cpu().permute(0, 2, 3, 1).flatten(1) for x, _ in loader])
+
 def _try(task, src, seen, n_steps, bs, seed):
     "Scores and outcomes of one source and task; a score that refuses is NaN, and says so"
     out, refused = source_outputs(task, src), []
@@ -624,8 +635,7 @@ def _try(task, src, seen, n_steps, bs, seed):
         row['colours'] = -colour_distance((src.card['mean'], src.card['std']), task.stats)
     row['labels'] = label_overlap(src.card.get('vocab') or [], task.vocab)
     if seen is not None:
-        own = task.images[task.splits['train']]
-        row['means'] = -mean_discrepancy(*(o.flatten(1).double() / 255 for o in (seen, own)))
+        row['means'] = -mean_discrepancy(seen.flatten(1).double() / 255, _pixels(task, bs))
     runs = {o: run_one(o, task, src, 0, seed, bs, n_steps, n_looks=1) for o in _OUTCOMES}
     return dict(row, **{o: r['accuracy'] for o, r in runs.items()}, refused='; '.join(refused))
 
@@ -717,5 +727,5 @@ def _judged(score, measure, found, best, sign, level, seed):
 
 # %% ../nbs/07_similarity.ipynb #shipped-pairs
 def shipped_pairs()->pd.DataFrame: # a row a task and source, as of `try_pairs`
-    "Read the runs that ship: 30 sub-tasks of CIFAR-100 and nine sources"
+    "Read the runs that ship: 60 sub-tasks of CIFAR-100 and nine sources"
     return pd.read_parquet(Path(nbtransfer.__file__).parent/'results'/'similarity.parquet')

@@ -13,6 +13,7 @@ from helpers import saying
 from hub import Hub
 from nbtransfer.networks import create_network, resnet9
 from nbtransfer.pretraining import task_learner
+from nbtransfer.similarity import rank_sources
 from nbtransfer.tasks import DataMissing, digits
 from nbtransfer.weights import from_hub, load_weights, push_to_hub, read_source, save_weights, transfer_weights
 
@@ -347,6 +348,12 @@ def test_timm_network_is_a_source(name, hub):
     assert receipt.share == 1 and receipt.source.startswith(f'timm/{name}')
     theirs = model.state_dict()
     assert all(torch.equal(t, theirs[n]) for n, t in target.body.state_dict().items())
+
+def test_timm_networks_are_ranked(hub):
+    for name in ('test_resnet', 'test_efficientnet'): publish(hub, name)
+    named = ['timm/test_resnet', 'test_efficientnet', 'resnet9-letters']
+    table = rank_sources(named, digits().subset(4), ('LogME', 'LEEP', 'k-NN'), n_boot=40, progress=False)
+    assert set(table.source) == set(named) and table.value.notna().all() and (table.features_s > 0).all()
 
 def test_timm_name_plain_and_with_its_tag(hub):
     publish(hub, 'test_vit')

@@ -72,8 +72,10 @@ def test_comparisons_are_whole(name):
 def test_pairs_are_whole_and_of_the_networks_that_ship():
     pairs = shipped_pairs()
     sources = {*shipped_names(), 'random article_cnn', 'random resnet9w16'}
-    assert pairs.task.nunique() == 30 and set(pairs.source) == sources and len(pairs) == 30 * len(sources)
-    assert pairs[[*SCORES, 'head only', 'copy and tune']].notna().all(axis=None)
+    assert pairs.task.nunique() == 60 and set(pairs.source) == sources and len(pairs) == 60 * len(sources)
+    assert pairs[['head only', 'copy and tune']].notna().all(axis=None)
+    assert pairs[[*SCORES]].notna().all(axis=1).equals(pairs.refused == '')   # no NaN without a reason
+    assert set(pairs.task[pairs.refused != '']) == {'cifar100-sub43-18'}      # which has one picture twice
     assert pairs.n_classes.between(2, 10).all() and pairs.per_class.between(5, 20).all()
 
 @each_case

@@ -11,13 +11,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from helpers import saying, some
+from helpers import saying, some, write_folder
 from nbtransfer.finetuning import transfer_learner
 from nbtransfer.networks import create_network
 from nbtransfer.pretraining import Quiet
-from nbtransfer.similarity import (_ranks, SCORES, correlations, fitness, gbc, h_score, judge_scores, knn_score, leep, logme, nce, probe_score,
-    rank_sources, source_outputs, subtask, transrate)
-from nbtransfer.tasks import digits
+from nbtransfer.similarity import (_ranks, SCORES, correlations, fitness, gbc, h_score, judge_scores, knn_score, leep, logme, mean_discrepancy, nce,
+    probe_score, rank_sources, source_outputs, subtask, transrate, try_pairs)
+from nbtransfer.tasks import digits, image_folder
 from nbtransfer.weights import pretrained, save_weights
 
 OF_PROBS = leep, nce
@@ -206,6 +206,18 @@ def test_a_value_with_reasons_or_an_error_of_ours(name, drawn):
     else: assert found.low <= found.value <= found.high
     if len(set(y)) < 5: assert any('have no row' in o for o in found.reasons)
 
+@each_score
+def test_an_interval_ends_where_the_score_does(score):
+    "Rows without doubt, or nearly: what is added to the halves may carry them out of range"
+    low, high = {h_score: (0, 2), knn_score: (0, 1), probe_score: (0, 1)}.get(score, (-np.inf, 0 if score in (leep, nce, gbc) else np.inf))
+    rng = np.random.default_rng(0)
+    for spread in (.01, .5, 2):
+        y = np.repeat(range(3), 8)
+        x = np.eye(3)[y] + spread * rng.random((24, 3))
+        if score in OF_PROBS: x = x / x.sum(1, keepdims=True)
+        found = fitness(score, x, y, n_boot=40)
+        assert low <= found.low <= found.value <= found.high <= high
+
 def test_too_few_rows_to_halve_give_no_certainty():
     table = rank_sources(['resnet9-letters', 'article_cnn-cifar10'], digits().subset(2), ('k-NN', 'probe'), progress=False)
     assert 'worse' not in set(table.verdict) and table.reasons.str.contains('too few to halve').all()
@@ -286,6 +298,19 @@ def test_subtask_has_the_pictures_of_its_classes():
         assert own == [few.vocab[i] for i in few.labels[idxs]]
         if split != 'train': assert len(idxs) == sum(o in few.vocab for o in (whole.vocab[i] for i in whole.labels[whole.splits[split]]))
     assert subtask(whole, 3, (4, 4), (5, 5)).vocab == few.vocab
+
+@pytest.mark.filterwarnings('ignore:image_folder')
+def test_pictures_in_files_are_scored_and_tried_as_those_in_memory(tmp_path):
+    folder = write_folder(tmp_path/'pets', 40)
+    sources, tables = {o: o for o in ('resnet9-letters', 'article_cnn-cifar10')}, []
+    for in_memory in (True, False):
+        task = subtask(image_folder(folder, size_px=32, in_memory=in_memory), 1, (2, 2), (4, 4))
+        seen = torch.randint(256, (9, 32, 32, 3), generator=torch.Generator().manual_seed(0)).byte()
+        if in_memory: means = -mean_discrepancy(*(o.flatten(1) / 255 for o in (seen, task.images[task.splits['train']])))
+        tables.append(try_pairs([task], sources, n_steps=2, bs=4, pixels=dict.fromkeys(sources, seen), progress=False))
+    files = tables[1]
+    for name in (*SCORES, 'colours', 'means'): assert files[name].to_numpy() == pytest.approx(tables[0][name].to_numpy(), rel=1e-4, abs=1e-4)
+    assert files.means.to_numpy() == pytest.approx(means, rel=1e-4) and files[['head only', 'copy and tune']].notna().all().all()
 
 # Judging
 
