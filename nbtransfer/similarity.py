@@ -387,7 +387,9 @@ def fitness(
 )->Fitness:            # the score of all rows, its interval, and the reasons
     """Score, and say how far to trust it
 
-    Raises `ValueError` for an unknown score, what it cannot use, and any reason if `strict`.
+    It is computed `n_boot` times more, on half the rows: the probe of thousands of rows takes
+    minutes. Raises `ValueError` for an unknown score, what it cannot use, and any reason if
+    `strict`.
 
     Source: Præstgaard and Wellner 1993, Exchangeably Weighted Bootstraps of the General Empirical
     Process: the delete-half jackknife as a bootstrap."""
@@ -458,7 +460,7 @@ def rank_sources(
     seed:int=0,         # of the halves, which are the same for all sources
     strict:bool=False,  # whether a reason to distrust a score is an error
     bs:int=128,         # pictures in a batch
-    progress:bool=True, # whether to show a bar
+    progress:bool=True, # whether to show a bar over the sources and one over the scores
 )->pd.DataFrame: # a row a score and source; of each score, the best first
     """Rank sources for a task by scores that train no network
 
@@ -474,11 +476,11 @@ def rank_sources(
         raise ValueError(f'rank_sources: scores among {list(SCORES)} are needed; got {unknown}')
     _check_interval('rank_sources', n_boot, level)
     named = _by_name(sources, 'rank_sources')
-    items = progress_bar(list(named.items())) if progress else named.items()
-    outputs = {name: source_outputs(task, src, bs) for name, src in items}
+    bar = progress_bar if progress else list
+    outputs = {name: source_outputs(task, src, bs) for name, src in bar(list(named.items()))}
     labels = next(iter(outputs.values())).labels.numpy()
     halves = _halves(labels, n_boot, seed)
-    tables = [_rank(s, outputs, halves, level, strict, task.n_classes) for s in scores]
+    tables = [_rank(s, outputs, halves, level, strict, task.n_classes) for s in bar(scores)]
     return pd.concat(tables, ignore_index=True)
 
 # %% ../nbs/07_similarity.ipynb #rank-one

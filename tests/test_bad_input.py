@@ -43,7 +43,7 @@ def home(tmp_path_factory, monkeypatch):
     monkeypatch.setenv('no_proxy', '')
     home = tmp_path_factory.mktemp('fastai')
     monkeypatch.setenv('FASTAI_HOME', str(home))
-    fastai_cfg.cache_clear()
+    for o in (fastai_cfg, cifar10, cifar100): o.cache_clear()   # what an earlier test has loaded
     yield home
     fastai_cfg.cache_clear()
 
