@@ -1,6 +1,6 @@
 "JupyterLab and the playground for tests: servers that touch nothing of the user, and notebooks opened, run and watched in a browser"
 import json, os, secrets, shlex, socket, subprocess, time, urllib.request
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import SimpleNamespace
 from urllib.parse import quote
 import psutil, pytest
@@ -54,7 +54,8 @@ def stop(server):
     "Each kernel leads a session of its own, so that ending the server's group would leave them"
     family = [server] + (server.children(recursive=True) if server.poll() is None else [])
     if server.poll() is None: server.terminate()
-    for o in psutil.wait_procs(family, timeout=15)[1]: o.kill()
+    for o in psutil.wait_procs(family, timeout=15)[1]:
+        with suppress(psutil.NoSuchProcess): o.kill()
     psutil.wait_procs(family, timeout=5)
 
 @pytest.fixture(scope='module')

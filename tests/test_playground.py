@@ -2,7 +2,7 @@
 import os, re, shutil, time
 from pathlib import Path
 from urllib.parse import unquote
-import pytest
+import psutil, pytest
 from helpers import ROOT, saying, write_folder
 from jupyter_servers import choose_file, drag, lab, open_lab, open_voila, playground, tab, wait_until
 from nbtransfer.finetuning import transfer_learner
@@ -134,12 +134,14 @@ def test_app_opens_the_browser(playground):
     assert playground.address in page
 
 def test_app_ends_the_kernel_of_a_page_that_was_left(tab, playground):
-    def kernels(): return [o.pid for o in playground.server.children(recursive=True) if 'ipykernel' in ' '.join(o.cmdline())]
+    def is_kernel(process):
+        try: return 'ipykernel' in ' '.join(process.cmdline())
+        except psutil.NoSuchProcess: return False   # one of an earlier page, that has just ended
     open_voila(tab, playground.address, 400)
-    here = set(kernels())
-    assert here
+    kernels = list(filter(is_kernel, playground.server.children(recursive=True)))
+    assert kernels
     tab.goto('about:blank')
-    assert wait_until(lambda: not here & set(kernels()), 180)
+    assert not psutil.wait_procs(kernels, timeout=180)[1]
 
 # Without a browser
 
