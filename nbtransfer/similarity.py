@@ -118,7 +118,7 @@ def _rows(name, x, labels):
     if x.ndim != 2 or not x.shape[1] or y.shape != x.shape[:1]:
         raise ValueError(f'{name}: a matrix (n,d) and n labels are needed; got shapes {x.shape} '
                          f'and {y.shape}')
-    if not max(x.max(initial=0), -x.min(initial=0)) < 1e100:   # also NaN
+    if not _largest(x) < 1e100:   # also NaN
         odd = (~(np.abs(x) < 1e100)).any(1).sum()
         raise ValueError(f'{name}: finite numbers, below 1e100, are needed; got others in {odd} of '
                          f'{len(x)} rows')
@@ -135,9 +135,11 @@ def _probabilities(name, probs, labels):
                          f'{p.min():.3g} to {p.max():.3g}: take the softmax of logits')
     return p, y
 
+def _largest(x): return max(x.max(initial=0), -x.min(initial=0))   # in size; NaN if one is
+
 def _unit(x):
     "The same in other units, where squares would overflow or vanish"
-    largest = max(x.max(), -x.min(), 1e-300)
+    largest = max(_largest(x), 1e-300)
     return x if 1e-50 < largest < 1e50 else x / largest
 
 def _class_sums(x, y):

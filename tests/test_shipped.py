@@ -9,9 +9,9 @@ from nbtransfer.cli import _parser
 from nbtransfer.comparison import STRATEGIES, load_comparison
 from nbtransfer.networks import create_network, digest
 from nbtransfer.pretraining import Quiet, default_lr
-from nbtransfer.similarity import SCORES, shipped_pairs
-from nbtransfer.tasks import inference_dls
-from nbtransfer.weights import pretrained, shipped_names
+from nbtransfer.similarity import SCORES, _pair_sha, shipped_pairs, subtask
+from nbtransfer.tasks import cifar100, inference_dls
+from nbtransfer.weights import pretrained, read_source, shipped_names
 
 FLOORS = {'article_cnn-cifar10': .78, 'article_cnn-cifar100': .45, 'resnet9-cifar10': .91, 'resnet9-cifar100': .68,
     'resnet9-letters': .95}
@@ -69,7 +69,7 @@ def test_comparisons_are_whole(name):
     assert (runs.groupby('per_class').n_steps.nunique() == 1).all() and runs.notna().all(axis=None)
     assert (case.trials.groupby(['per_class', 'strategy']).lr_max.nunique() == 4).all() and not {1000} & set(runs.seed)
 
-def test_pairs_are_whole_and_of_the_networks_that_ship():
+def test_pairs_are_whole_and_of_the_networks_that_ship(request):
     pairs = shipped_pairs()
     sources = {*shipped_names(), 'random article_cnn', 'random resnet9w16'}
     assert pairs.task.nunique() == 60 and set(pairs.source) == sources and len(pairs) == 60 * len(sources)
@@ -77,6 +77,11 @@ def test_pairs_are_whole_and_of_the_networks_that_ship():
     assert pairs[[*SCORES]].notna().all(axis=1).equals(pairs.refused == '')   # no NaN without a reason
     assert set(pairs.task[pairs.refused != '']) == {'cifar100-sub43-18'}      # which has one picture twice
     assert pairs.n_classes.between(2, 10).all() and pairs.per_class.between(5, 20).all()
+    if not request.config.getoption('cifar'): return
+    task = subtask(cifar100(), 0)
+    for name in shipped_names():
+        carried = digest(read_source(name).state)
+        assert pairs[(pairs.task == task.name) & (pairs.source == name)].sha256.item() == _pair_sha(task, carried)
 
 @each_case
 def test_rates_are_those_of_the_search(name):

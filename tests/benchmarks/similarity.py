@@ -34,7 +34,7 @@ if __name__ == '__main__':
     for n in args.rows:
         out = source_outputs(cifar100().subset(n // 100), 'article_cnn-cifar100')
         inputs = {name: out.probs if name in ('LEEP', 'NCE') else out.feats for name in SCORES}
-        runs = {name: partial(lambda f, x: seconds(lambda: f(x, out.labels)), f, inputs[name]) for name, f in SCORES.items()
+        runs = {name: partial(seconds, partial(f, inputs[name], out.labels)) for name, f in SCORES.items()
                 if n == min(args.rows) or name in ('LogME', 'LEEP', 'NCE')}
         if theirs: runs["LogME, its authors'"] = lambda: seconds(lambda: theirs().fit(out.feats.numpy(), out.labels.numpy()))
         times = repeated(args.repeats, runs)
