@@ -333,7 +333,7 @@ def task_learner(
                          f'{task.name}; this one has {n_out[0]}: build the network with '
                          f'n_classes={task.n_classes}')
     compute = compute or compute_settings()
-    dls = task.dls(bs, augment, stats, seed, compute.device)
+    dls = task.dls(bs, augment, stats, seed, device=compute.device)
     _release(model.to(memory_format=compute.layout))   # of what an interrupted fit left
     opt_func = partial(OptimWrapper, opt=torch.optim.AdamW, fused=compute.fused)
     rounding = [] if compute.precision == torch.float32 else [Autocast(compute.precision)]
