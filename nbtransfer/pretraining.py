@@ -299,10 +299,10 @@ class StopOnNaN(Callback):
 @dataclass
 class Record:
     "What a learner of ours says of itself: how it computes, and how it came to be"
-    compute: Compute = None # how its device lays out, rounds and updates numbers
-    seed: int = None        # of its new weights and its batches
-    recipe: dict = None     # how it was trained, fit for JSON; None before that
-    receipt: object = None  # `TransferReceipt` of what was carried into it; None if nothing was
+    compute: Compute = None   # how its device lays out, rounds and updates numbers
+    seed: int = None          # of the order of its batches and their augmentation
+    recipe: dict = None       # how it was trained, fit for JSON; None before that
+    receipt: object = None    # `TransferReceipt` of what was carried into it; None if nothing was
     plan: pd.DataFrame = None # phases of `fine_tune`, as of `plan_phases`; None before that
 
 def record_of(
@@ -341,7 +341,7 @@ def task_learner(
     loss_func = CrossEntropyLossFlat(label_smoothing=smoothing)
     learn = Learner(dls, model, loss_func=loss_func, metrics=accuracy,
                     opt_func=opt_func, splitter=layer_groups, wd=wd, cbs=cbs, **kwargs)
-    learn.record = Record(compute, seed)
+    learn.record = Record(compute=compute, seed=seed)
     return learn
 
 # %% ../nbs/05_pretraining.ipynb #default-lr
