@@ -117,7 +117,8 @@ def _features_key(asked):
     for tfm in learn.dls.train.after_batch.fs:
         if not asked.n_views and tfm.split_idx == 0: continue   # augments, and nothing is augmented
         if not isinstance(tfm, (IntToFloatTensor, Normalize, BatchAugment)): return None
-        numbers = {k: v for k, v in vars(tfm).items() if isinstance(v, (int, float))}
+        own = vars(tfm).items()
+        numbers = {name: value for name, value in own if isinstance(value, (int, float))}
         tfms.append((type(tfm).__name__, numbers))
     facts = [digest(dict(asked.body.state_dict())), str(asked.body), pictures,
              normalization(learn.dls), tfms, getattr(task, 'size_px', None),
