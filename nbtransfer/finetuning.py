@@ -399,7 +399,7 @@ def plan_phases(
     decay:float=None,     # as for `lrs_by_group`
     batchnorm:str='still',# of frozen stages, as for `freeze`
 )->pd.DataFrame:          # a row a phase: `epochs`, and each group's rate, NaN where it is frozen
-    """Plan a fine-tuning: which groups train, how long, at which rates; kept in the learner's record
+    """Plan which groups train, how long and at which rates; kept in the learner's record
 
     With fewer epochs than stages, 'gradual' lets several stages join at once. Raises `ValueError`
     for what cannot be planned, such as `n_frozen` that leaves no epoch for the rest."""
