@@ -92,7 +92,9 @@ def plot_intervals(
     filled:list=None, # whether a row's mark is filled; all are if None
     looks:list=None,  # keywords of `Axes.errorbar` for each row, such as `fmt` and `color`
 )->Axes:              # the axes
-    "Plot a row for each value with its interval, the first on top; raises `ValueError` if some lack"
+    """Plot a row for each value with its interval, the first on top
+
+    Raises `ValueError` if the parts differ in length."""
     n = len(names)
     if filled is None: filled = [True] * n
     if looks is None: looks = [dict(fmt='o', color='C0')] * n
@@ -578,9 +580,9 @@ def _chosen(trials, per_class, strategy):
     own = trials[(trials.strategy == strategy) & (trials.per_class == per_class)]
     if not len(own): return None
     if own.valid_accuracy.isna().all():
-        raise RuntimeError(f'compare: {strategy} cannot be trained with any of the rates '
-                           f'{own.lr_max.tolist()}; with {per_class} labels per class, none ended '
-                           'in finite numbers: try lower ones')
+        raise RuntimeError(f'compare: {strategy} with {per_class} labels per class can be trained '
+                           f'with none of the rates {own.lr_max.tolist()}: all ended in numbers '
+                           'that are not finite; try lower ones')
     return float(own.loc[own.valid_accuracy.idxmax()].lr_max)
 
 @patch
