@@ -86,14 +86,14 @@ def try_pairs(
             if held == facts: continue
             raise ValueError(f'try_pairs: {path} holds {name} for {task.name} with {held}, and '
                              f'{facts} is needed: name another file')
-        found = _try_pair(task, named[name], pixels.get(name), budget, seed)
+        found = _try_pair(task, named[name], pixels.get(name), budget, seed=seed)
         rows.append(dict(task=task.name, source=name, **facts, **found))
         if path:
             with write_whole(path) as file: pd.DataFrame(rows).to_parquet(file, index=False)
     return pd.DataFrame(rows)
 
 # %% ../nbs/17_outcomes.ipynb #try-pair
-def _try_pair(task, source, seen, budget, seed):
+def _try_pair(task, source, seen, budget, *, seed):
     "Scores and outcomes of one source and task; a score that refuses is NaN, and says so"
     outputs = source_outputs(task, source)
     row = dict(n_classes=task.n_classes, per_class=int(task.counts().train.iloc[0]))

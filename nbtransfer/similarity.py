@@ -361,7 +361,7 @@ def transrate(
     def rate(rows):
         singular = np.linalg.svd(rows, compute_uv=False)
         return .5 * np.log1p(singular**2 / (len(rows) * eps)).sum()
-    within = [rate(x[y == c]) for c in range(y.max() + 1)]
+    within = [rate(x[y == label]) for label in range(y.max() + 1)]
     return float(rate(x) - np.mean(within))
 
 # %% ../nbs/16_similarity.ipynb #knn-score
@@ -436,7 +436,7 @@ def score_outputs(
 def _halves(labels, n, seed):
     "Rows of `n` random halves, drawn class by class"
     rng = np.random.default_rng(seed)
-    each = [np.flatnonzero(labels == c) for c in np.unique(labels)]
+    each = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     halves = []
     for _ in range(n):
         drawn = []
