@@ -474,7 +474,7 @@ def plot_inside(
 def _picture(learn, i, split=1):
     "Picture `i` of a split: its number in the task, its pixels `(h,w,3)`, and its class"
     task = learn.dls.task
-    if not task.in_memory:
+    if not hasattr(task, 'images'):
         raise ValueError(f'Look inside: pictures in memory are needed; {task.name} reads them from '
                          'files: take a smaller folder')
     idx = int(learn.dls[split].dataset.idxs[i])
