@@ -174,6 +174,11 @@ class Task:
         "Height, and width, of every picture in pixels"
         return self.images.shape[1]
 
+    @property
+    def in_memory(self)->bool: # False where they stay in files, or were replaced by None
+        "Whether the task holds its pictures"
+        return self.__dict__.get('images') is not None
+
     @cached_property
     def stats(self)->tuple: # mean and standard deviation, each a list of 3 floats in [0, 1]
         "Mean and standard deviation of each channel over `train`, pixels scaled to [0, 1]"
