@@ -616,7 +616,7 @@ class Checkpoint(Callback):
     ):
         """Read the file, if it is there
 
-        Raises `RuntimeError` if it is there and `resume` False, `ValueError` if it is damaged."""
+        Raises `RuntimeError` if it is there without `resume`, `ValueError` if bad or never due."""
         self.file = Path(path)
         self.due = _Due(every_steps, every_min)
         self.found = _read_checkpoint(self.file, resume)   # what to become

@@ -1,9 +1,9 @@
-"Networks: names that nothing has, parts that are shared or wrapped, and what a count leaves behind"
+"Networks: names that nothing has, parts that are shared, and what a count leaves behind"
 import pytest, torch
 from torch import nn
 from helpers import saying
-from nbtransfer.networks import (body_and_head, count_flops, count_params, create_network, evaluating, flops_by_layer, picture_shape,
-    resnet9, stages, tensors_of, unwrapped)
+from nbtransfer.networks import (body_and_head, count_flops, create_network, evaluating, flops_by_layer, picture_shape, resnet9,
+    stages, tensors_of)
 
 @pytest.mark.parametrize('call, parts', [
     (lambda: create_network('resnet99', 10), ("'resnet99'", 'resnet9')),
@@ -60,25 +60,19 @@ def test_what_is_shared_belongs_to_the_first_stage():
     assert held == {'one': ['0.token', '0.one.0.weight', '0.one.0.bias'], 'two': ['0.two.1.weight', '0.two.1.bias'],
         'head': ['1.weight', '1.bias']}
     assert {'0.token', '0.seen'} <= tensors_of(model, 'one')
-    own = flops_by_layer(model, 8)
-    assert sum(own.values()) == count_flops(model, 8) and own['1'] == 2 * 3 * 2
+    assert flops_by_layer(model, 8)['1'] == 2 * 3 * 2
 
 def test_tensors_by_numbers_and_words():
     model = resnet9(3, width=2)
     everything, n_stages = set(model.state_dict()), len(stages(model))
-    assert tensors_of(model, 0) == tensors_of(model, -n_stages) == tensors_of(model, []) == set()
+    assert tensors_of(model, 0) == tensors_of(model, []) == set()
     assert tensors_of(model, n_stages) == tensors_of(model, '*') == everything
     assert tensors_of(model, {'head', 'stem'}) == tensors_of(model, 'stem') | {'head.weight', 'head.bias'}
-    for nothing in (n_stages + 1, -n_stages - 1, 'body.no', 'no*', None):
+    for nothing in (n_stages + 1, -n_stages, -n_stages - 1, 'body.no', 'no*', None):
         with saying('tensors_of: ', f'{nothing!r} names nothing', 'stages: stem, stage1, stage2, stage3, head'): tensors_of(model, nothing)
-
-def test_wrappers_in_wrappers():
-    model = resnet9(3, width=2)
-    assert unwrapped(torch.compile(nn.DataParallel(torch.compile(model)))) is model
-    assert count_params(nn.DataParallel(model)) == count_params(model)
 
 @pytest.mark.parametrize('arch, kwargs, shape', [('resnet9', dict(n_in=1), (1, 32, 32)), ('article_cnn', {}, (3, 32, 32)),
     ('timm/resnet18', {}, (3, 224, 224)), ('torchvision/resnet18', {}, (3, 224, 224)),
-    ('timm/vit_tiny_patch16_224', dict(img_size=(32, 64), patch_size=8), (3, 32, 64)), ('torchvision/vit_b_16', {}, (3, 224, 224))])
+    ('timm/vit_tiny_patch16_224', dict(img_size=(32, 64), patch_size=8), (3, 32, 64))])
 def test_pictures_a_network_was_made_for(arch, kwargs, shape):
     assert picture_shape(create_network(arch, 2, **kwargs)) == shape
