@@ -43,7 +43,7 @@ from .networks import count_params, create_network, evaluating
 from .networks import layer_groups, stages
 from .tasks import Task
 
-# %% ../nbs/05_pretraining.ipynb #source-loss
+# %% ../nbs/05_pretraining.ipynb #mean-cross-entropy
 def mean_cross_entropy(
     logits:Tensor, # `(n,k)` float scores
     labels:Tensor, # `(n,)` int64 class numbers
@@ -260,7 +260,7 @@ def group_names(
     if len(names) == n_groups: return names
     return [f'group {i}' for i in range(n_groups)]
 
-# %% ../nbs/05_pretraining.ipynb #stop-on-nan
+# %% ../nbs/05_pretraining.ipynb #stop-on-nan-where-not-finite
 def _finite(tensors): return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
 def _bad_stage(model, xb):
@@ -302,7 +302,7 @@ class StopOnNaN(Callback):
 
     def _stop(self):
         if hasattr(self.learn, 'lr_finder'): return
-        files = [cb.file for cb in self.learn.cbs if isinstance(cb, Checkpoint)]
+        files = [cb.file for cb in self.learn.cbs if cb.name == 'checkpoint']   # see below
         kept = [file for file in files if file.exists()]
         last = f'the last good checkpoint is {kept[0]}' if kept else 'no checkpoint was kept'
         lr = max(hyper['lr'] for hyper in self.opt.hypers)
@@ -367,7 +367,8 @@ def default_lr(
     model:nn.Module, # any network
 )->float:            # top of the one-cycle schedule for AdamW
     "Give 0.005 for a network with BatchNorm and 0.002 for one without"
-    return 5e-3 if any(isinstance(m, _BatchNorm) for m in model.modules()) else 2e-3
+    has_norm = any(isinstance(module, _BatchNorm) for module in model.modules())
+    return 5e-3 if has_norm else 2e-3
 
 # %% ../nbs/05_pretraining.ipynb #pretrain
 def pretrain(
@@ -615,7 +616,7 @@ class Checkpoint(Callback):
     ):
         """Read the file, if it is there
 
-        Raises `RuntimeError` if it is there and `resume` False, `ValueError` if it is damaged."""
+        Raises `RuntimeError` if it is there without `resume`, `ValueError` if bad or never due."""
         self.file = Path(path)
         self.due = _Due(every_steps, every_min)
         self.found = _read_checkpoint(self.file, resume)   # what to become

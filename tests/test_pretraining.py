@@ -34,6 +34,13 @@ from nbtransfer.tasks import digits
 
 training = pytest.mark.training   # trains for more than about a second
 
+@pytest.fixture(scope='module', autouse=True)
+def unwaited_disk():
+    "Checkpoints are written by the thousand here; that a file is synced before it gets its name is a test of `files`"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, 'fsync', lambda file: None)
+        yield
+
 # How a device computes
 
 eight = digits().subset(8)
@@ -216,6 +223,7 @@ schedules = {'head first': 3, 'gradual': 4}
 @cache
 def uncut_tuning(name, schedule, n_epochs): return uncut(partial(tuned, name, schedule, n_epochs))
 
+@training
 @pytest.mark.parametrize('schedule', schedules)
 @pytest.mark.parametrize('name', ['article_cnn', 'resnet9', 'convnext', 'vit'])
 def test_fine_tuning_cut_off_in_any_phase(name, schedule, tmp_path):
@@ -234,6 +242,7 @@ moments = {   # of head first: one epoch of 3 steps, then two
     'last step of its first epoch': ('after_batch', 6), 'between its epochs': ('before_epoch', 2),
     'last step of all': ('after_batch', 10), 'last validation': ('before_validate', 2), 'end of all': ('after_fit', 1)}
 
+@training
 @pytest.mark.parametrize('moment', moments)
 def test_each_moment(moment, tmp_path):
     "Before all other callbacks have seen the event, or after"
@@ -241,6 +250,7 @@ def test_each_moment(moment, tmp_path):
     resumed = again_and_again(train, tmp_path/'run', [cut], 1)
     assert cut.left == -1 and differing(end(resumed), uncut_tuning('tiny', 'head first', 3)[0]) == []
 
+@training
 @some(5)
 @given(st.lists(st.tuples(st.integers(1, 180), st.sampled_from([-200, 200])), min_size=1, max_size=4), st.integers(1, 4))
 def test_cut_off_again_and_again(tmp_path_factory, cuts, every_steps):
@@ -289,6 +299,7 @@ chances = {   # runs that draw from one generator or another
     'all of that in phases': lambda path, *cbs: tuned('tiny', 'gradual', 3, *cbs, MixUp(), augment=aug_transforms()),
     'pictures in files': of_files}
 
+@training
 @pytest.mark.parametrize('name', chances)
 def test_chance_is_the_same(name, tmp_path):
     train, rng = partial(chances[name], tmp_path), random.Random(name)
@@ -297,6 +308,7 @@ def test_chance_is_the_same(name, tmp_path):
     cuts = [Cut(rng.randint(n_events // 4, n_events), order=rng.choice([-200, 200])) for _ in range(3)]
     assert differing(end(again_and_again(train, tmp_path/'run', cuts, rng.randint(1, 3))), whole) == []
 
+@training
 def test_steps_of_several_batches(tmp_path):
     "fastai's GradientAccumulation: gradients of the batches before are part of a run too"
     def train(*cbs): return pretrained(*cbs, GradientAccumulation(32))
@@ -365,6 +377,7 @@ def test_killed_processes(tmp_path):
 
 def tables_equal(a, b): return a.inspector.table().equals(b.inspector.table())
 
+@training
 @pytest.mark.parametrize('moment', ['last step of an epoch', 'end of a fit', 'first step of the next fit', 'between its epochs',
     'end of all'])
 def test_inspector_goes_on(moment, tmp_path):
@@ -398,6 +411,7 @@ def weights_are(learn, state): return all(torch.equal(t, state[n]) for n, t in l
 
 bumpy = [.1, .5, .3, .2, .6, .6, .5, .4]   # best at 4; patience of 3 ends at 7, of 2 at 3
 
+@training
 @pytest.mark.parametrize('n_cuts', [1, 3])
 def test_early_stop_decides_the_same(n_cuts, tmp_path):
     train, rng = partial(stopping, values=bumpy, patience=3), random.Random(n_cuts)
@@ -407,6 +421,7 @@ def test_early_stop_decides_the_same(n_cuts, tmp_path):
         resumed = again_and_again(train, tmp_path/f'{i}', cuts, 2)
         assert differing(end(resumed), whole) == [] and len(resumed.recorder.values) == 8
 
+@training
 def test_early_stop_decides_the_same_on_loss(tmp_path):
     def train(*cbs):
         learn = own_learner(*cbs, EarlyStop(patience=1))
@@ -417,6 +432,7 @@ def test_early_stop_decides_the_same_on_loss(tmp_path):
     resumed = again_and_again(train, tmp_path/'run', [Cut(n_events * 2 // 3), Cut(n_events // 3)], 1)
     assert differing(end(resumed), whole) == []
 
+@training
 @pytest.mark.parametrize('event, n', [('after_batch', 9), ('after_fit', 0), ('after_batch', 13)])
 def test_phases_that_stopped_early(event, n, tmp_path):
     "Both phases stop before their last epoch, and neither is trained any further"
@@ -478,6 +494,7 @@ def several_fits(path, *cbs, quiet=True):
     learn.validate()
     return learn
 
+@training
 @bars
 def test_what_stands_between_fits_is_no_fit(quiet, tmp_path):
     train = partial(several_fits, tmp_path, quiet=quiet)
@@ -489,6 +506,7 @@ def test_what_stands_between_fits_is_no_fit(quiet, tmp_path):
         assert cut.left == -1 and differing(end(resumed), whole) == [], moment
         assert len(resumed.checkpoint.runs) == 3
 
+@training
 @bars
 def test_finished_run_is_loaded(quiet, tmp_path):
     counts = [CountSteps() for _ in range(3)]
@@ -496,6 +514,7 @@ def test_finished_run_is_loaded(quiet, tmp_path):
     assert differing(ends[0], ends[1]) == differing(ends[0], ends[2]) == []
     assert counts[0].n > counts[1].n == counts[2].n == 6   # of `lr_find`, which is no fit
 
+@training
 @bars
 def test_finished_phases_are_loaded(quiet, tmp_path):
     counts, ends = [CountSteps() for _ in range(2)], []
@@ -511,6 +530,7 @@ def test_finished_phases_are_loaded(quiet, tmp_path):
 
 def names(path): return sorted(o.name for o in path.iterdir())
 
+@training
 @pytest.mark.parametrize('fault', ['packing', 'half written', 'not synced', 'not renamed'])
 def test_crash_while_writing_leaves_the_former_file(fault, tmp_path, monkeypatch):
     path, train = tmp_path/'run', partial(tuned, 'tiny', 'head first', 3)
@@ -549,10 +569,17 @@ def test_nothing_but_tensors_and_json_is_in_it(tmp_path):
     assert b'PK\x03\x04' not in data[:8 + n_head] and not data.startswith(b'\x80')
     with pytest.raises(Exception): torch.load(BytesIO(data), weights_only=False)
 
+@pytest.fixture(scope='module')
+def cut_off_bytes(tmp_path_factory):
+    "Of a run that was cut off in its second phase"
+    path = tmp_path_factory.mktemp('cut off')/'run'
+    with pytest.raises(KeyboardInterrupt): tuned('tiny', 'head first', 3, Checkpoint(path, 1), Cut('after_batch', 4))
+    return path.read_bytes()
+
 @pytest.fixture
-def cut_off(tmp_path):
-    "A file of a run that was cut off in its second phase"
-    with pytest.raises(KeyboardInterrupt): tuned('tiny', 'head first', 3, Checkpoint(tmp_path/'run', 1), Cut('after_batch', 4))
+def cut_off(cut_off_bytes, tmp_path):
+    "A file of that run"
+    (tmp_path/'run').write_bytes(cut_off_bytes)
     return tmp_path/'run'
 
 def test_existing_file_is_refused(cut_off):
@@ -560,9 +587,10 @@ def test_existing_file_is_refused(cut_off):
     cut_off.write_bytes(b'')
     with saying('a file that is not there yet', error=RuntimeError): Checkpoint(cut_off)
 
-@pytest.mark.parametrize('every', [dict(every_steps=0), dict(every_steps=-1), dict(every_min=0)])
-def test_never_writing_is_refused(every, tmp_path):
-    with saying('1 or more steps'): Checkpoint(tmp_path/'run', **every)
+@pytest.mark.parametrize('every, words', [(dict(every_steps=0), 'every_steps must be at least 1 (got 0)'),
+    (dict(every_steps=-1), 'every_steps must be at least 1 (got -1)'), (dict(every_min=0), 'every_min must be above 0 (got 0)')])
+def test_never_writing_is_refused(every, words, tmp_path):
+    with saying(f'Checkpoint: {words}'): Checkpoint(tmp_path/'run', **every)
 
 def refused(path, data):
     path.write_bytes(data)
@@ -635,6 +663,7 @@ def tensors(path): return bits(dict(sorted(load(path.read_bytes()).items())))
 
 poisons = [('pictures', name) for name in ('article_cnn', 'resnet9', 'convnext', 'vit')]
 
+@training
 @pytest.mark.parametrize('what, name', [*poisons, ('weights', 'vit'), ('weights after a step', 'resnet9')])
 def test_nan_stops_and_what_was_good_goes_on(what, name, tmp_path):
     path, train = tmp_path/'run', partial(tuned, name, 'head first', 3)
@@ -656,6 +685,7 @@ def bare(model, *cbs, opt_func=Adam, task=few, **kwargs):
     return Learner(task.dls(16), model(), loss_func=CrossEntropyLossFlat(), metrics=accuracy, opt_func=opt_func,
         cbs=[Quiet(), *cbs], **kwargs)
 
+@training
 @pytest.mark.parametrize('what', ['pictures', 'weights', 'weights after a step'])
 def test_bad_weights_are_never_written(what, tmp_path):
     "Nothing stops this run; the file stays that of the last good step"
@@ -709,6 +739,7 @@ def test_early_stop_on_test_is_refused(kind, tmp_path):
 
 # Minutes, other learners, other layouts
 
+@training
 def test_written_by_the_minute(tmp_path, monkeypatch):
     "A step takes a minute, by the clock that is put in"
     now, steps = [0.], []
@@ -738,6 +769,7 @@ of_torch = partial(partial, OptimWrapper)
 optimisers = dict(Adam=Adam, SGD=partial(SGD, mom=.9), ranger=ranger, torch_SGD=of_torch(opt=torch.optim.SGD, momentum=.9),
     torch_AdamW=of_torch(opt=torch.optim.AdamW), torch_NAdam=of_torch(opt=torch.optim.NAdam))
 
+@training
 @pytest.mark.parametrize('name', optimisers)
 def test_plain_learners_and_optimisers(name, tmp_path):
     def train(*cbs):
@@ -749,6 +781,7 @@ def test_plain_learners_and_optimisers(name, tmp_path):
     cuts = [Cut('after_batch', rng.randint(2, 6)), *(Cut(rng.randint(n_events // 2, n_events)) for _ in range(2))]
     assert differing(end(again_and_again(train, tmp_path/'run', cuts, rng.randint(1, 2))), whole) == []
 
+@training
 def test_checkpoint_without_metrics_or_validation(tmp_path):
     def train(*cbs): return pretrained(*cbs, SkipValid())
     whole, _ = uncut(train)
@@ -774,6 +807,7 @@ def odd_layout():
 layouts = dict(article_cnn=partial(article_cnn, 10), resnet9=partial(resnet9, 10, width=4),
     convnext=lambda: create_network('timm/convnext_atto', 10, **archs['convnext'][1]), odd=odd_layout)
 
+@training
 @pytest.mark.parametrize('name, channels_last', [*((o, True) for o in layouts), ('resnet9', False)])
 def test_averages_lie_as_their_parameters_do(name, channels_last, tmp_path):
     def train(*cbs):
