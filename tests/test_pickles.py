@@ -9,7 +9,7 @@ from nbtransfer.sources import read_source
 from weight_files import (Call, Storage, archive, each_format, each_maker, four, legacy, legacy_file, ops, saved,
     small_state, view, zip_file, zip_records)
 
-pytest_plugins = ['weight_files', 'hub_fixtures']
+pytest_plugins = ['weight_fixtures']
 
 @each_maker
 def test_file_made_by_hand_is_read(make, tmp_path):

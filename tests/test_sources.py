@@ -8,7 +8,6 @@ import torchvision
 from safetensors.torch import save
 from torch import nn
 from helpers import saying
-from hub_fixtures import Bomb, answers, gets, same, scramble, tensors, torch_save
 from nbtransfer import sources
 from nbtransfer.folders import DataMissing
 from nbtransfer.networks import create_network, resnet9
@@ -18,10 +17,10 @@ from nbtransfer.sources import from_hub, read_source
 from nbtransfer.tasks import digits
 from nbtransfer.transfer import transfer_weights
 from nbtransfer.weights import load_weights
-from weight_files import (MB, bits, each_format, four, legacy, saved, sealed, small_arch, small_file, small_state,
-    with_card)
+from weight_files import (MB, Bomb, answers, bits, each_format, four, gets, legacy, same, saved, scramble, sealed,
+    small_arch, small_file, small_state, tensors, torch_save, with_card)
 
-pytest_plugins = ['weight_files', 'hub_fixtures']
+pytest_plugins = ['weight_fixtures']
 
 # Files that claim more than they hold
 

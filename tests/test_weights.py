@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, strategies as st
 from safetensors.torch import save
 from helpers import saying, some
-from hub_fixtures import answers, not_written_by_us, same
 from nbtransfer import weights
 from nbtransfer.files import digest, seal
 from nbtransfer.folders import DataMissing
@@ -19,9 +18,9 @@ from nbtransfer.sources import from_hub, read_source
 from nbtransfer.tasks import Task, digits, split_per_class
 from nbtransfer.transfer import transfer_weights
 from nbtransfer.weights import load_weights, pretrained, push_to_hub, save_weights
-from weight_files import bits, path_of, sealed, small_arch, small_file, small_state, with_card
+from weight_files import answers, bits, not_written_by_us, path_of, same, sealed, small_arch, small_file, small_state, with_card
 
-pytest_plugins = ['weight_files', 'hub_fixtures']
+pytest_plugins = ['weight_fixtures']
 
 # Saved and loaded
 

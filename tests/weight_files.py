@@ -1,13 +1,13 @@
-"""Files of weights made by hand: whole ones, those that lie, and mutated ones; and processes of their own to read them in
+"""Files of weights made by hand: whole ones, those that lie, and mutated ones
 
-Its fixtures are for test modules that name it in `pytest_plugins`. Run as a program, it serves those processes."""
-import io, json, math, os, pickle, random, re, resource, signal, struct, subprocess, sys, time, warnings, zipfile
+Run as a program, this file reads them in processes of their own; `weight_fixtures` starts it."""
+import io, json, math, os, pickle, random, re, resource, signal, struct, sys, time, warnings, zipfile
 from collections import OrderedDict
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load, save
 import helpers   # first of ours: this checkout, whatever is installed
 from nbtransfer import weights
@@ -113,6 +113,54 @@ four = struct.pack('<4f', 1, 2, 3, 4)
 each_format = pytest.mark.parametrize('options', [{}, legacy], ids=['zip', 'legacy'])
 each_maker = pytest.mark.parametrize('make', [zip_file, legacy_file], ids=['zip', 'legacy'])
 
+# Networks to send and fetch
+
+def scramble(model):
+    "Give a network random tensors that no other has, none as it was built, through which pictures still can be seen"
+    rng = torch.Generator().manual_seed(sum(p.numel() for p in model.parameters()))
+    with torch.no_grad():
+        for t in model.state_dict().values():
+            if t.ndim > 1: t.normal_(0, (2 / t[0].numel()) ** .5, generator=rng)
+            elif t.is_floating_point(): t.add_(torch.rand(t.shape, generator=rng) - .5, alpha=.2)
+    return model.eval()
+
+def pictures(size_px=32): return torch.randn(2, 3, size_px, size_px, generator=torch.Generator().manual_seed(0))
+
+def answers(model, size_px=32):
+    "What a network makes of two pictures, which it has to tell apart"
+    model.to(memory_format=torch.contiguous_format)   # of all alike: another adds in another order
+    with torch.no_grad(): out = model.eval()(pictures(size_px))
+    assert out.isfinite().all() and (out[0] - out[1]).abs().max() > 1e-3 * out.abs().max()
+    return out
+
+def tensors(seed=0):
+    torch.manual_seed(seed)
+    return {n: t.contiguous() for n, t in resnet9(3, width=2).state_dict().items()}
+
+def torch_save(o):
+    out = io.BytesIO()
+    torch.save(o, out)
+    return out.getvalue()
+
+def gets(hub, name): return [path for method, path in hub.requests if method == 'GET' and path.endswith(name)]
+
+def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+def changed(path, **card):
+    "A file's bytes with one number of its tensors changed, or something in its card, and no hash"
+    with safe_open(path, 'pt') as f: state, old = {n: f.get_tensor(n) for n in f.keys()}, f.metadata()['card']
+    if not card: state['head.bias'][0] += 1
+    return save(state, metadata=dict(card=json.dumps({**json.loads(old), **card}) if card else old))
+
+not_written_by_us = {
+    'no card': lambda path: save(tensors()), 'pickle': lambda path: torch_save(tensors()), 'text': lambda path: b'text',
+    'short': lambda path: path.read_bytes()[:-9], 'number': changed, 'card': lambda path: changed(path, licence='MIT')}
+
+class Bomb:
+    "Writes a file when it is unpickled"
+    def __init__(self, path): self.path = path
+    def __reduce__(self): return Path.touch, (self.path,)
+
 # Processes of their own
 
 def memory(key): return int(re.search(rf'{key}:\s+(\d+)', Path('/proc/self/status').read_text())[1]) << 10
@@ -167,46 +215,6 @@ def serve(folder):
 alone = {**os.environ, 'OMP_NUM_THREADS': '1', 'RUST_BACKTRACE': '0'}
 
 def command(*args): return [sys.executable, __file__, *map(str, args)]
-
-@pytest.fixture(scope='session')
-def server(tmp_path_factory):
-    "A function that has one of this file's run in a process of its own, and tells what it gave or how that ended"
-    folder = tmp_path_factory.mktemp('serve')
-    server = subprocess.Popen(command('serve', folder), stdin=subprocess.PIPE, text=True, stdout=subprocess.PIPE, env=alone)
-    def run(name, *args):
-        server.stdin.write(json.dumps([name, *args]) + '\n')
-        server.stdin.flush()
-        return json.loads(server.stdout.readline())
-    yield run
-    server.communicate()
-
-@pytest.fixture
-def apart(server):
-    "A function that runs one of this file's on a file, with little memory, and tells how that ended"
-    return lambda name, path: SimpleNamespace(**server('measured', name, str(path)))
-
-@pytest.fixture
-def ends_well(apart, tmp_path):
-    "A function that has bytes read apart: well or refused by us, in little time and memory"
-    def run(data, function='read'):
-        (tmp_path/'file').write_bytes(data)
-        end = apart(function, tmp_path/'file')
-        mine, n = OURS.match(end.said) or end.said.endswith(' tensors'), max(50 * MB, 4 * len(data))
-        if not mine: pytest.fail(f'neither read nor refused by us: {end.said[:500]}', pytrace=False)
-        if NO_MEMORY.search(end.said): pytest.fail(f'it asked for what is claimed: {end.said[:500]}', pytrace=False)
-        if end.grown > n: pytest.fail(f'{end.grown / MB:.0f} MB for {len(data):,} bytes', pytrace=False)
-        if end.time_s > 5: pytest.fail(f'{end.time_s:.1f} s: {end.said[:500]}', pytrace=False)
-        return end.said
-    return run
-
-@pytest.fixture
-def refused(ends_well):
-    "A function that sees bytes refused by us, in little time and memory"
-    def run(data, *parts, function='read'):
-        said = ends_well(data, function)
-        if not OURS.match(said) or not all(o in said for o in parts):
-            pytest.fail(f'not refused with {parts}: {said[:500]}', pytrace=False)
-    return run
 
 # Mutated files
 
@@ -368,4 +376,4 @@ def fuzz(seed, n_files, folder):
 
 # Programs
 
-if __name__ == '__main__': serve(sys.argv[2])
+if __name__ == '__main__': serve(sys.argv[1])

@@ -1,26 +1,66 @@
-"""A Hub on this machine, empty caches beside it, and small networks to send and fetch
+"""Fixtures of weights: processes of their own to read files in, and a Hub on this machine with empty caches beside it
 
-Its fixtures are for test modules that name it in `pytest_plugins`. Every test that starts the Hub is marked `process`."""
-import io, json, socket
-from pathlib import Path
+A test module that names this one in `pytest_plugins` has them. Every test that starts either is marked `process`."""
+import json, socket, subprocess
+from types import SimpleNamespace
 import pytest
-import torch
 from huggingface_hub import constants
-from safetensors import safe_open
-from safetensors.torch import save
-import helpers   # first of ours: this checkout, whatever is installed
 from hub import Hub
 from nbtransfer.networks import resnet9
 from nbtransfer.pretraining import task_learner
 from nbtransfer.tasks import digits
 from nbtransfer.weights import push_to_hub, save_weights
-
-assert helpers.PACKAGE.is_dir()
+from weight_files import MB, NO_MEMORY, OURS, alone, command, scramble
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     for item in items:
         if {'hub', 'server'} & set(getattr(item, 'fixturenames', ())): item.add_marker('process')
+
+# Processes of their own
+
+@pytest.fixture(scope='session')
+def server(tmp_path_factory):
+    "A function that has one of this file's run in a process of its own, and tells what it gave or how that ended"
+    folder = tmp_path_factory.mktemp('serve')
+    server = subprocess.Popen(command(folder), stdin=subprocess.PIPE, text=True, stdout=subprocess.PIPE, env=alone)
+    def run(name, *args):
+        server.stdin.write(json.dumps([name, *args]) + '\n')
+        server.stdin.flush()
+        return json.loads(server.stdout.readline())
+    yield run
+    server.kill()   # between two questions it holds nothing
+    server.wait()
+
+@pytest.fixture
+def apart(server):
+    "A function that runs one of this file's on a file, with little memory, and tells how that ended"
+    return lambda name, path: SimpleNamespace(**server('measured', name, str(path)))
+
+@pytest.fixture
+def ends_well(apart, tmp_path):
+    "A function that has bytes read apart: well or refused by us, in little time and memory"
+    def run(data, function='read'):
+        (tmp_path/'file').write_bytes(data)
+        end = apart(function, tmp_path/'file')
+        mine, n = OURS.match(end.said) or end.said.endswith(' tensors'), max(50 * MB, 4 * len(data))
+        if not mine: pytest.fail(f'neither read nor refused by us: {end.said[:500]}', pytrace=False)
+        if NO_MEMORY.search(end.said): pytest.fail(f'it asked for what is claimed: {end.said[:500]}', pytrace=False)
+        if end.grown > n: pytest.fail(f'{end.grown / MB:.0f} MB for {len(data):,} bytes', pytrace=False)
+        if end.time_s > 5: pytest.fail(f'{end.time_s:.1f} s: {end.said[:500]}', pytrace=False)
+        return end.said
+    return run
+
+@pytest.fixture
+def refused(ends_well):
+    "A function that sees bytes refused by us, in little time and memory"
+    def run(data, *parts, function='read'):
+        said = ends_well(data, function)
+        if not OURS.match(said) or not all(o in said for o in parts):
+            pytest.fail(f'not refused with {parts}: {said[:500]}', pytrace=False)
+    return run
+
+# The Hub
 
 @pytest.fixture
 def on_this_machine(monkeypatch, tmp_path):
@@ -58,10 +98,6 @@ def lose(hub, monkeypatch):
     "A function that takes the Hub away for the rest of the test"
     return lambda: monkeypatch.setenv('HF_ENDPOINT', 'http://127.0.0.1:9')
 
-def gets(hub, name): return [path for method, path in hub.requests if method == 'GET' and path.endswith(name)]
-
-def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
-
 @pytest.fixture(scope='session')
 def hub_files(tmp_path_factory):
     "Two files of `save_weights` for the same task, and the networks in them"
@@ -72,49 +108,7 @@ def hub_files(tmp_path_factory):
         save_weights(learn, folder/f'{i}.safetensors', licence='Apache-2.0', metrics=dict(valid_accuracy=.1), nth=i)
     return [folder/f'{i}.safetensors' for i in (0, 1)], [learn.model for learn in learners]
 
-def scramble(model):
-    "Give a network random tensors that no other has, none as it was built, through which pictures still can be seen"
-    rng = torch.Generator().manual_seed(sum(p.numel() for p in model.parameters()))
-    with torch.no_grad():
-        for t in model.state_dict().values():
-            if t.ndim > 1: t.normal_(0, (2 / t[0].numel()) ** .5, generator=rng)
-            elif t.is_floating_point(): t.add_(torch.rand(t.shape, generator=rng) - .5, alpha=.2)
-    return model.eval()
-
-def pictures(size_px=32): return torch.randn(2, 3, size_px, size_px, generator=torch.Generator().manual_seed(0))
-
-def answers(model, size_px=32):
-    "What a network makes of two pictures, which it has to tell apart"
-    model.to(memory_format=torch.contiguous_format)   # of all alike: another adds in another order
-    with torch.no_grad(): out = model.eval()(pictures(size_px))
-    assert out.isfinite().all() and (out[0] - out[1]).abs().max() > 1e-3 * out.abs().max()
-    return out
-
-def tensors(seed=0):
-    torch.manual_seed(seed)
-    return {n: t.contiguous() for n, t in resnet9(3, width=2).state_dict().items()}
-
-def torch_save(o):
-    out = io.BytesIO()
-    torch.save(o, out)
-    return out.getvalue()
-
 @pytest.fixture
 def pushed(hub, logged_in, hub_files):
     "Address of the commit that sent the first file"
     return push_to_hub(hub_files[0][0], 'me/digits')
-
-def changed(path, **card):
-    "A file's bytes with one number of its tensors changed, or something in its card, and no hash"
-    with safe_open(path, 'pt') as f: state, old = {n: f.get_tensor(n) for n in f.keys()}, f.metadata()['card']
-    if not card: state['head.bias'][0] += 1
-    return save(state, metadata=dict(card=json.dumps({**json.loads(old), **card}) if card else old))
-
-not_written_by_us = {
-    'no card': lambda path: save(tensors()), 'pickle': lambda path: torch_save(tensors()), 'text': lambda path: b'text',
-    'short': lambda path: path.read_bytes()[:-9], 'number': changed, 'card': lambda path: changed(path, licence='MIT')}
-
-class Bomb:
-    "Writes a file when it is unpickled"
-    def __init__(self, path): self.path = path
-    def __reduce__(self): return Path.touch, (self.path,)
