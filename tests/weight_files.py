@@ -180,14 +180,22 @@ def save_killed(path):
 
 def warm_up(folder):
     "Read a file of each kind: what that imports and keeps is not the doing of those that follow"
-    for data in (saved(dict(a=torch.ones(2))), saved(dict(a=torch.ones(2)), **legacy), small_file()):
+    for data in (saved(dict(a=torch.ones(2))), saved(dict(a=torch.ones(2)), **legacy), small_file(), small_file(
+            arch=small_arch(width=math.nan))):
         (folder/'warm').write_bytes(data)
-        try: load_network(folder/'warm')
-        except ValueError: pass
+        be_refused(folder/'warm')
 
-def measured(name, path):
-    "Run a function of this file on a file, with memory for 4 times its bytes and 64 MB"
+def be_refused(path):
+    try: load_network(path)
+    except ValueError: pass
+
+def measured(name, path, warm):
+    """Run a function of this file on a file, with memory for 4 times its bytes and 64 MB
+
+    Before, a network of the file `warm` is refused: a fresh copy of a process has none of torch's code in memory, which
+    comes there as it is used, and is not what the file takes."""
     warnings.simplefilter('ignore')
+    be_refused(warm)
     signal.alarm(20)
     limit_memory(4 * os.path.getsize(path) + 64 * MB)
     before, start = memory('VmRSS'), time.process_time()

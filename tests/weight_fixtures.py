@@ -28,6 +28,7 @@ def server(tmp_path_factory):
         server.stdin.write(json.dumps([name, *args]) + '\n')
         server.stdin.flush()
         return json.loads(server.stdout.readline())
+    run.warm = str(folder/'warm')
     yield run
     server.kill()   # between two questions it holds nothing
     server.wait()
@@ -35,7 +36,7 @@ def server(tmp_path_factory):
 @pytest.fixture
 def apart(server):
     "A function that runs one of this file's on a file, with little memory, and tells how that ended"
-    return lambda name, path: SimpleNamespace(**server('measured', name, str(path)))
+    return lambda name, path: SimpleNamespace(**server('measured', name, str(path), server.warm))
 
 @pytest.fixture
 def ends_well(apart, tmp_path):
