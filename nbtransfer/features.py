@@ -10,7 +10,8 @@ __all__ = ['Features', 'NextView', 'body_features', 'head_learner', 'linear_prob
 # %% ../nbs/11_features.ipynb #imports
 import hashlib, json, os, shutil, time, warnings
 from copy import copy
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from random import Random
 from weakref import WeakKeyDictionary
@@ -32,19 +33,23 @@ from .files import cache_folder, digest, write_whole
 from .loaders import TaskDL, TaskSplit, fits
 from .networks import body_and_head, evaluating
 from .pretraining import Autocast, Compute, Curves, StopOnNaN, record_of
-from .tasks import normalization
+from .tasks import SPLITS, normalization
 
 # %% ../nbs/11_features.ipynb #features
 class Features:
     "Outputs of a body for the pictures of a split, as a fastai data set; one view at a time"
-    n_inp, split_idx = 1, 1
+    n_inp = 1
+    split_idx = 1
     def __init__(self,
         feats:Tensor,  # `(n_views,n,…)` float32
         labels:Tensor, # `(n,)` int64 class numbers
         vocab:list,    # name of each class
     ):
         "Keep them; `view` says which view `batch` takes"
-        self.feats, self.labels, self.vocab, self.c = feats, labels, vocab, len(vocab)
+        self.feats = feats
+        self.labels = labels
+        self.vocab = vocab
+        self.c = len(vocab)
         self.view = 0
 
     def __len__(self): return len(self.labels)
@@ -56,97 +61,146 @@ class Features:
         on_device:bool=None, # not used: features lie where there is room
     )->tuple: # features `(b,…)`, labels `(b,)`
         "Give a batch by one indexing, as `TaskDL` asks"
-        x, y = self.feats[self.view][positions], self.labels[positions]
+        x = self.feats[self.view][positions]
+        y = self.labels[positions]
         return x.to(device, non_blocking=True), y.to(device, non_blocking=True)
 
-# %% ../nbs/11_features.ipynb #features-later
-class _Later(Features):
-    "Features that are computed when a batch is first asked for"
-    def __init__(self, learn, split, n):
-        self.find, self.n, self.view = cache(partial(body_features, learn, split)), n, 0
-        self.vocab = list(learn.dls.vocab)
-        self.c = len(self.vocab)
-
-    @property
-    def feats(self): return self.find().feats
-    @property
-    def labels(self): return self.find().labels
-    def __len__(self): return self.n
-
+# %% ../nbs/11_features.ipynb #next-view
 class NextView(Callback):
     "Train each epoch on the next view of `Features`"
-    run_train = run_valid = False   # no event of single batches
-    def __init__(self):
-        "Nothing is to be kept"
+    run_train = False   # no event of single batches
+    run_valid = False
 
     def before_train(self):
-        data = self.dls.train_ds
-        data.view = self.epoch % len(data.feats)
+        features = self.dls.train_ds
+        features.view = self.epoch % len(features.feats)
 
 # %% ../nbs/11_features.ipynb #features-key
+_KEPT = WeakKeyDictionary()   # of each learner: (split, n_views) → key and features
+
+@dataclass(frozen=True)
+class _Asked:
+    "What `body_features` was asked for"
+    learn: Learner
+    split: str
+    n_views: int
+    seed: int
+    in_memory: bool
+
+    @property
+    def body(self): return body_and_head(self.learn.model)[0]
+    @property
+    def loader(self): return self.learn.dls[SPLITS.index(self.split)]
+
 def _pictures_key(data, task):
     "What stands for the pictures of a data set, and their labels; None if nothing does"
     if isinstance(data, TaskSplit):
         return digest(dict(images=data.images[data.idxs], labels=data.labels[data.idxs]))
-    items = getattr(data, 'items', [])
-    if task is None or not len(items) or not all(isinstance(o, Path) for o in items): return None
-    return [(str(o), (s := o.stat()).st_size, s.st_mtime_ns) for o in items]
-
-_KEPT = WeakKeyDictionary()   # of each learner: (split, n_views) → key and features
-
-def _features_key(learn, body, data, n_views, seed):
-    "Hash of all that features depend on; None if that cannot be said"
-    task = getattr(learn.dls, 'task', None)
-    pictures = _pictures_key(data, task)
-    if pictures is None: return None
-    used = [o for o in learn.dls.train.after_batch.fs if n_views or o.split_idx != 0]
-    known = IntToFloatTensor, Normalize, BatchAugment
-    if not all(isinstance(o, known) for o in used): return None
-    tfms = [(type(o).__name__, {k: v for k, v in vars(o).items() if isinstance(v, (int, float))})
-            for o in used]
-    facts = [digest(dict(body.state_dict())), str(body), pictures, normalization(learn.dls), tfms,
-             getattr(task, 'size_px', None), str(_compute_of(learn).precision),
-             list(learn.dls.vocab), (n_views, seed) if n_views else None]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    files = getattr(data, 'items', [])
+    if task is None or not len(files): return None
+    if not all(isinstance(file, Path) for file in files): return None
+    facts = [(str(file), file.stat()) for file in files]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in facts]
 
 def _compute_of(learn):
     "How the body computes: as a learner of ours says, else plainly"
     device = torch.device(learn.dls.device)
     return record_of(learn).compute or Compute(device, False, torch.float32, False)
 
-# %% ../nbs/11_features.ipynb #features-place
-def _old(file, days=30): return time.time() - file.stat().st_mtime > days * 86_400
+def _features_key(asked):
+    "Hash of all that features depend on; None if that cannot be said"
+    learn = asked.learn
+    task = getattr(learn.dls, 'task', None)
+    pictures = _pictures_key(asked.loader.dataset, task)
+    if pictures is None: return None
+    tfms = []
+    for tfm in learn.dls.train.after_batch.fs:
+        if not asked.n_views and tfm.split_idx == 0: continue   # augments, and nothing is augmented
+        if not isinstance(tfm, (IntToFloatTensor, Normalize, BatchAugment)): return None
+        own = vars(tfm).items()
+        numbers = {name: value for name, value in own if isinstance(value, (int, float))}
+        tfms.append((type(tfm).__name__, numbers))
+    facts = [digest(dict(asked.body.state_dict())), str(asked.body), pictures,
+             normalization(learn.dls), tfms, getattr(task, 'size_px', None),
+             str(_compute_of(learn).precision), list(learn.dls.vocab),
+             (asked.n_views, asked.seed) if asked.n_views else None]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
-class _Mapped:
+# %% ../nbs/11_features.ipynb #feature-files
+class _FeatureFiles:
     "Features in two files, written under other names until they are whole"
     def __init__(self, key):
         self.file = cache_folder()/'features'/f'{key}.npy'
+        self.labels_file = self.file.with_suffix('.labels')
         self.part = self.file.with_name(f'.{key}.{os.getpid()}.npy')
 
-    def open(self):
-        "Features and labels; None if they are not there"
-        files = self.file, self.file.with_suffix('.labels')
-        try: arrays = [np.load(f, mmap_mode='c') for f in files]
+    def read(self):
+        "Features and labels; None if they are not there, or not whole"
+        try: arrays = [np.load(file, mmap_mode='c') for file in (self.file, self.labels_file)]
         except (OSError, ValueError, EOFError): return None
-        return [torch.from_numpy(o) for o in arrays]
+        return [torch.from_numpy(array) for array in arrays]
 
-    def new(self, shape):
+    def begin(self, shape):
         "Room for features; raises `OSError` if the disk has none"
-        self.part.parent.mkdir(parents=True, exist_ok=True)
-        for f in self.part.parent.iterdir():
-            if _old(f): f.unlink()
-        n_bytes, free = 4 * int(np.prod(shape)), shutil.disk_usage(self.part.parent).free
-        if n_bytes > free:
-            raise OSError(f'body_features: {n_bytes / 2**20:,.0f} MiB are needed in '
-                          f'{self.part.parent}; {free / 2**20:,.0f} MiB are free: make room, set '
-                          'NBTRANSFER_CACHE to another folder, or ask for fewer views')
+        folder = self.part.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        month_ago = time.time() - 30 * 86_400
+        for file in folder.iterdir():
+            if file.stat().st_mtime < month_ago: file.unlink()
+        n_bytes = 4 * int(np.prod(shape))
+        n_free = shutil.disk_usage(folder).free
+        if n_bytes > n_free:
+            raise OSError(f'body_features: {n_bytes / 2**20:,.0f} MiB are needed in {folder}; '
+                          f'{n_free / 2**20:,.0f} MiB are free: make room, set NBTRANSFER_CACHE '
+                          'to another folder, or ask for fewer views')
         return torch.from_numpy(np.lib.format.open_memmap(self.part, 'w+', np.float32, shape))
 
-    def close(self, labels):
+    def finish(self, labels):
         "Give the files their names"
-        with write_whole(self.file.with_suffix('.labels')) as f: np.save(f, labels.cpu().numpy())
+        with write_whole(self.labels_file) as file: np.save(file, labels.cpu().numpy())
         self.part.replace(self.file)
-        return self.open()
+        return self.read()
+
+# %% ../nbs/11_features.ipynb #compute-features
+def _room(shape, device, in_memory, files):
+    "An empty tensor for features, and whether it is in memory"
+    n_bytes = 4 * int(np.prod(shape))
+    fits_device = fits(n_bytes, device)
+    if in_memory is None: in_memory = fits_device or fits(n_bytes)
+    if not in_memory: return files.begin(shape), False
+    return torch.empty(shape, device=device if fits_device else None), True
+
+def _compute_features(asked, files):
+    "Features and labels of all pictures of a split"
+    learn = asked.learn
+    body = asked.body
+    bs = min(learn.dls[1].bs, max(128, learn.dls[0].bs))   # larger ones outgrow a CPU's caches
+    loader = asked.loader.new(shuffle=False, drop_last=False, bs=bs)
+    loader.rng = Random(asked.seed)
+    learn.model.to(learn.dls.device)
+    compute = _compute_of(learn)
+    rounded = torch.autocast(compute.device.type, compute.precision,
+                             compute.precision != torch.float32)
+    shows_progress = any(isinstance(cb, ProgressCallback) for cb in learn.cbs)
+    n_views = max(1, asked.n_views)
+    feats = None
+    labels = []
+    with evaluating(body), rounded, loader.dataset.set_split_idx(0 if asked.n_views else 1):
+        for view in range(n_views):
+            at = 0
+            for x, y in progress_bar(loader) if shows_progress else loader:
+                x = x.as_subclass(Tensor).contiguous(memory_format=compute.layout)
+                out = body(x).float()
+                if feats is None:
+                    shape = n_views, len(loader.dataset), *out.shape[1:]
+                    feats, in_memory = _room(shape, out.device, asked.in_memory, files)
+                feats[view, at:at + len(out)] = out
+                if view == 0: labels.append(y.as_subclass(Tensor))
+                at += len(out)
+    labels = torch.cat(labels).to(feats.device)
+    if in_memory: return feats, labels
+    del feats   # closes the file
+    return files.finish(labels)
 
 # %% ../nbs/11_features.ipynb #body-features
 def body_features(
@@ -154,63 +208,54 @@ def body_features(
     split:str='train',  # `train`, `valid` or `test`
     n_views:int=0,      # of `train`, augmented views of each picture; 0: the picture as it is
     seed:int=0,         # of the views
+    *,
     in_memory:bool=None,# whether to hold the features in memory; if they fit, if None
 )->Features:            # `feats`: `(max(1, n_views),n,…)`, in the order of the split's pictures
     """Compute a body's features once
 
     Raises `ValueError` for an unknown split, or views of another split than `train`; `OSError` if
     there is no room on the disk."""
-    splits = ('train', 'valid', 'test')[:len(learn.dls.loaders)]
-    if split not in splits or n_views < 0 or (n_views and split != 'train'):
-        raise ValueError(f'body_features: a split among {splits} is needed, and n_views=0 unless '
-                         f'it is train; got {split!r}, n_views={n_views}')
-    body, loader = body_and_head(learn.model)[0], learn.dls[splits.index(split)]
-    key = _features_key(learn, body, loader.dataset, n_views, seed)
+    splits = SPLITS[:len(learn.dls.loaders)]
+    if split not in splits:
+        raise ValueError(f'body_features: split must be one of {splits}; got {split!r}')
+    if n_views < 0: raise ValueError(f'body_features: n_views must be at least 0 (got {n_views})')
+    if n_views and split != 'train':
+        raise ValueError('body_features: only train is augmented, so that other splits have no '
+                         f'views; got {split!r}, n_views={n_views}')
+    asked = _Asked(learn, split, n_views, seed, in_memory)
+    key = _features_key(asked)
     kept = _KEPT.setdefault(learn, {})
-    if key and kept.get((split, n_views), (None,))[0] == key: return kept[split, n_views][1]
-    mapped = _Mapped(key or os.getpid())
-    found = in_memory is not True and key and mapped.open()
+    kept_key, feats = kept.get((split, n_views), (None, None))
+    if key is not None and kept_key == key: return feats
+    files = _FeatureFiles(key or os.getpid())
+    may_be_there = key is not None and in_memory is not True
+    found = files.read() if may_be_there else None
     try:
         with no_random(seed, reproducible=False):   # fastai's augmentations use the global ones
-            found = found or _compute(learn, body, loader, n_views, seed, mapped, in_memory)
-    finally: mapped.part.unlink(missing_ok=True)
+            if found is None: found = _compute_features(asked, files)
+    finally: files.part.unlink(missing_ok=True)
     feats = Features(*found, list(learn.dls.vocab))
     kept[split, n_views] = key, feats
     return feats
 
-# %% ../nbs/11_features.ipynb #compute-features
-def _compute(learn, body, loader, n_views, seed, mapped, in_memory):
-    "Features and labels of all pictures of a loader"
-    bs = min(learn.dls[1].bs, max(128, learn.dls[0].bs))   # larger ones outgrow a CPU's caches
-    dl = loader.new(shuffle=False, drop_last=False, bs=bs)
-    dl.rng = Random(seed)
-    learn.model.to(learn.dls.device)
-    how, feats, labels = _compute_of(learn), None, []
-    bar = progress_bar if any(isinstance(cb, ProgressCallback) for cb in learn.cbs) else iter
-    with evaluating(body), torch.autocast(
-            how.device.type, how.precision, how.precision != torch.float32), \
-            dl.dataset.set_split_idx(0 if n_views else 1):
-        for view in range(max(1, n_views)):
-            at = 0
-            for x, y in bar(dl):
-                out = body(x.as_subclass(Tensor).contiguous(memory_format=how.layout)).float()
-                if feats is None:
-                    shape = max(1, n_views), len(dl.dataset), *out.shape[1:]
-                    feats, in_memory = _room(shape, out.device, mapped, in_memory)
-                feats[view, at:at + len(out)] = out
-                if view == 0: labels.append(y.as_subclass(Tensor))
-                at += len(out)
-    labels = torch.cat(labels).to(feats.device)
-    if in_memory: return feats, labels
-    del feats
-    return mapped.close(labels)
+# %% ../nbs/11_features.ipynb #later
+class _Later(Features):
+    "Features that are computed when a batch is first asked for"
+    def __init__(self, learn, split, n):
+        self.learn = learn
+        self.split = split
+        self.n = n
+        self.vocab = list(learn.dls.vocab)
+        self.c = len(self.vocab)
+        self.view = 0
 
-def _room(shape, device, mapped, in_memory):
-    "An empty tensor, and whether it is in memory"
-    n_bytes = 4 * int(np.prod(shape))
-    if in_memory is None: in_memory = fits(n_bytes, device) or fits(n_bytes)
-    if not in_memory: return mapped.new(shape), False
-    return torch.empty(shape, device=device if fits(n_bytes, device) else None), True
+    @cached_property
+    def found(self): return body_features(self.learn, self.split)
+    @property
+    def feats(self): return self.found.feats
+    @property
+    def labels(self): return self.found.labels
+    def __len__(self): return self.n
 
 # %% ../nbs/11_features.ipynb #head-learner
 def head_learner(
@@ -222,16 +267,18 @@ def head_learner(
     "Make a learner that trains a head on features that are computed once"
     train = body_features(learn, 'train', n_views, seed)
     valid = _Later(learn, 'valid', len(learn.dls[1].dataset))
-    head, device = body_and_head(learn.model)[1].requires_grad_(True), learn.dls.device
     own = learn.dls.train
-    loaders = [TaskDL(train, own.bs, shuffle=True, drop_last=own.drop_last, device=device),
-               TaskDL(valid, learn.dls[1].bs, device=device)]
-    loaders[0].rng, precision = copy(own.rng), _compute_of(learn).precision
+    device = learn.dls.device
+    train_dl = TaskDL(train, own.bs, shuffle=True, drop_last=own.drop_last, device=device)
+    train_dl.rng = copy(own.rng)
+    valid_dl = TaskDL(valid, learn.dls[1].bs, device=device)
+    dls = DataLoaders(train_dl, valid_dl, device=device, path=learn.path)
+    precision = _compute_of(learn).precision
     rounding = [] if precision == torch.float32 else [Autocast(precision)]
-    return Learner(DataLoaders(*loaders, device=device, path=learn.path), head,
-                   path=learn.path, model_dir=learn.model_dir, loss_func=learn.loss_func,
-                   opt_func=learn.opt_func, metrics=learn.metrics, wd=learn.wd,
-                   cbs=[Curves(), StopOnNaN(), NextView(), *rounding, *(cbs or [])])
+    head = body_and_head(learn.model)[1].requires_grad_(True)
+    return Learner(dls, head, path=learn.path, model_dir=learn.model_dir,
+                   loss_func=learn.loss_func, opt_func=learn.opt_func, metrics=learn.metrics,
+                   wd=learn.wd, cbs=[Curves(), StopOnNaN(), NextView(), *rounding, *(cbs or [])])
 
 # %% ../nbs/11_features.ipynb #linear-probe
 def linear_probe(
@@ -239,6 +286,7 @@ def linear_probe(
     n_views:int=0,   # augmented views of each picture; 0: as it is
     Cs:tuple=(1e-4, 1e-3, 1e-2, .1, 1., 10.), # inverse strengths of regularisation to try
     max_iter:int=500,# steps of the solver at most
+    *,
     seed:int=0,      # of the views
 )->pd.DataFrame:     # a row a strength: `C`, `valid_accuracy`, `converged`, `chosen`
     """Set a linear head to the logistic regression that does best on `valid`
@@ -247,34 +295,50 @@ def linear_probe(
 
     Source: Alain and Bengio 2016, Understanding intermediate layers using linear classifiers."""
     head = body_and_head(learn.model)[1]
-    train, valid = body_features(learn, 'train', n_views, seed), body_features(learn, 'valid')
+    if not isinstance(head, nn.Linear):
+        raise ValueError('linear_probe: a linear head, an nn.Linear, is needed; got '
+                         f'{type(head).__name__}: use head_learner')
+    if head.bias is None:
+        raise ValueError('linear_probe: a linear head with a bias is needed; this one has none: '
+                         'use head_learner')
+    train = body_features(learn, 'train', n_views, seed)
     present = train.labels.unique().tolist()
-    if not isinstance(head, nn.Linear) or head.bias is None or len(present) < train.c:
-        absent = [train.vocab[i] for i in range(train.c) if i not in present]
-        raise ValueError('linear_probe: a linear head and training pictures of each class are '
-                         f'needed; got {head}, none of {absent}')
-    x, y = train.feats.flatten(0, 1), train.labels.repeat(len(train.feats))
-    mean, std = x.mean(0), x.std(0, correction=0).clamp(min=1e-6)
-    def scaled(o): return ((o - mean) / std).cpu().numpy()
-    x, y, x_valid = scaled(x), y.cpu().numpy(), scaled(valid.feats[0])
-    best, rows = (-1.,), []
+    absent = [name for i, name in enumerate(train.vocab) if i not in present]
+    if absent:
+        raise ValueError('linear_probe: every class must have a training picture; there are none '
+                         f'of {absent}')
+    valid = body_features(learn, 'valid')
+    x = train.feats.flatten(0, 1)
+    mean = x.mean(0)
+    std = x.std(0, correction=0).clamp(min=1e-6)
+    x = ((x - mean) / std).cpu().numpy()
+    y = train.labels.repeat(len(train.feats)).cpu().numpy()
+    x_valid = ((valid.feats[0] - mean) / std).cpu().numpy()
+    y_valid = valid.labels.cpu().numpy()
+    best_accuracy = -1.
+    rows = []
     for C in sorted(Cs):
         probe = LogisticRegression(C=C, max_iter=max_iter)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', ConvergenceWarning)
             probe.fit(x, y)
-        acc = probe.score(x_valid, valid.labels.cpu().numpy())
-        rows.append((C, acc, bool(probe.n_iter_.max() < max_iter)))
-        if acc > best[0]: best = acc, C, probe
-    _set_head(head, best[2], mean, std)
+        accuracy = probe.score(x_valid, y_valid)
+        rows.append((C, accuracy, bool(probe.n_iter_.max() < max_iter)))
+        if accuracy > best_accuracy:
+            best_accuracy = accuracy
+            best = probe
+    _set_head(head, best, mean, std)
     table = pd.DataFrame(rows, columns=['C', 'valid_accuracy', 'converged'])
-    return table.assign(chosen=table.C == best[1])
+    return table.assign(chosen=table.C == best.C)
 
 # %% ../nbs/11_features.ipynb #set-head
 def _set_head(head, probe, mean, std):
     "Write a probe of standardised features into a linear layer for features as they are"
-    weight, bias = (torch.as_tensor(o).to(mean) for o in (probe.coef_, probe.intercept_))
-    if len(weight) == 1: weight, bias = (torch.cat([-o, o]) / 2 for o in (weight, bias))
+    weight = torch.as_tensor(probe.coef_).to(mean)
+    bias = torch.as_tensor(probe.intercept_).to(mean)
+    if len(weight) == 1:   # of two classes scikit-learn gives the difference
+        weight = torch.cat([-weight, weight]) / 2
+        bias = torch.cat([-bias, bias]) / 2
     with torch.no_grad():
         head.weight.copy_(weight / std)
         head.bias.copy_(bias - weight / std @ mean)

@@ -15,109 +15,171 @@ from torch._weights_only_unpickler import Unpickler
 from torch.serialization import MAGIC_NUMBER
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# %% ../nbs/91_pickles.ipynb #scan-pickle
+# %% ../nbs/91_pickles.ipynb #trace
+_MARK = object()                           # lies on the stack where a list of values begins
+_FILLS = ('SETITEM', 'SETITEMS', 'DICT')   # of these, value, key, value, key … are taken
+_SETS = ('EMPTY_SET', 'ADDITEMS', 'FROZENSET')
+
+class _Trace:
+    "The stack of a pickle while it is read: texts, and of all else how deep tuples are nested in it"
+    def __init__(self):
+        self.stack = []
+        self.memo = {}
+        self.names = {}   # of classes and functions, each once, in order
+
+    def take(self, op):
+        "Remove from the stack what an operation uses, the last first"
+        taken = []
+        kinds = op.stack_before
+        if pickletools.markobject in kinds:
+            value = self.stack.pop()
+            while value is not _MARK:
+                taken.append(value)
+                value = self.stack.pop()
+            kinds = kinds[:kinds.index(pickletools.markobject)]
+        for _ in kinds: taken.append(self.stack.pop())
+        return taken
+
+    def follow(self, op, arg):
+        "Go on by one operation, and return what it took and how deep tuples are nested in that"
+        if 'PUT' in op.name or op.name == 'MEMOIZE':
+            place = len(self.memo) if arg is None else arg
+            self.memo[place] = self.stack[-1]
+            return [], 0
+        taken = self.take(op)
+        if op.name in ('GLOBAL', 'INST'): self.names[arg] = True
+        if op.name == 'STACK_GLOBAL': self.names[f'{taken[1]} {taken[0]}'] = True
+        depth = 0
+        if 'TUPLE' in op.name: depth = 1 + max([n for n in taken if isinstance(n, int)], default=0)
+        made = depth
+        if isinstance(arg, str): made = arg
+        if 'GET' in op.name: made = self.memo[arg]
+        if op.name == 'MARK': made = _MARK
+        self.stack += [made] * len(op.stack_after)
+        return taken, depth
+
+# %% ../nbs/91_pickles.ipynb #scan
 _PLAIN = re.compile(r'collections OrderedDict|torch (?!Untyped|Typed)\w+Storage|'
                     r'torch (bfloat16|(float|u?int|complex)\d+|bool)|'
                     r'torch\._utils _rebuild_(tensor|tensor_v2|parameter)')
 _OPS_MAX = 1_000_000
 _DEPTH_MAX = 20
-_FILLS = 'SETITEM', 'SETITEMS', 'DICT'     # value, key, value, key … lie on the stack
-_SETS = 'EMPTY_SET', 'ADDITEMS', 'FROZENSET'
 
 def _scan(stream):
-    "Read a pickle's operations without running them, and refuse what tensors do not need"
-    names, stack, memo, mark = {}, [], {}, object()
+    "Read a pickle without running it, refuse what tensors do not need, and return the names in it"
+    trace = _Trace()
     for i, (op, arg, _) in enumerate(pickletools.genops(stream)):
-        if 'PUT' in op.name or op.name == 'MEMOIZE':
-            memo[len(memo) if arg is None else arg] = stack[-1]
-            continue
-        taken, kinds = [], op.stack_before
-        if pickletools.markobject in kinds:
-            while (o := stack.pop()) is not mark: taken.append(o)
-            kinds = kinds[:kinds.index(pickletools.markobject)]
-        taken += [stack.pop() for _ in kinds]
-        if op.name in ('GLOBAL', 'INST'): names[arg] = True
-        if op.name == 'STACK_GLOBAL': names[f'{taken[1]} {taken[0]}'] = True
-        deep = max((o for o in taken if isinstance(o, int)), default=0)
-        deep = deep + 1 if 'TUPLE' in op.name else 0
-        made = mark if op.name == 'MARK' else arg if isinstance(arg, str) else deep
-        stack += [memo[arg] if 'GET' in op.name else made] * len(op.stack_after)
-        is_key = op.name in _FILLS and any(isinstance(o, int) and o for o in taken[1::2])
-        if i > _OPS_MAX or deep > _DEPTH_MAX or is_key or op.name in _SETS:
-            raise ValueError('its pickle is longer, deeper or odder than tensors need')
-    odd = [o.replace(' ', '.') for o in names if not _PLAIN.fullmatch(o)]
+        if i > _OPS_MAX:
+            raise ValueError(f'its pickle is longer than tensors need: over {_OPS_MAX:,} operations')
+        if op.name in _SETS: raise ValueError('its pickle builds a set, which tensors do not need')
+        taken, depth = trace.follow(op, arg)
+        if depth > _DEPTH_MAX:
+            raise ValueError(f'its pickle is deeper than tensors need: over {_DEPTH_MAX} tuples '
+                             'in one another')
+        keys = taken[1::2] if op.name in _FILLS else []
+        if any(isinstance(key, int) and key > 0 for key in keys):
+            raise ValueError('its pickle has a tuple for a key, which tensors do not need')
+    odd = [name.replace(' ', '.') for name in trace.names if not _PLAIN.fullmatch(name)]
     if odd:
         raise ValueError(f'it holds pickled objects, not only tensors: {", ".join(odd[:3])}. Open '
                          'it where you trust it and keep the tensors: '
                          "torch.save(learn.model.state_dict(), 'weights.pth'), or "
                          "save_weights(learn, 'weights.safetensors')")
+    return list(trace.names)
+
+# %% ../nbs/91_pickles.ipynb #stays-inside
+def _stays_inside(size, stride, offset, n_held):
+    "Whether all numbers of a tensor are among those that a storage holds, none shown twice"
+    if len(size) != len(stride): return False
+    if min(offset, *size, *stride, 0) < 0: return False
+    span = 0
+    if all(size): span = 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    return math.prod(size) <= span and offset + span <= n_held
 
 # %% ../nbs/91_pickles.ipynb #rehearse
 class _InBounds(TorchDispatchMode):
     "Refuse tensors that reach outside of their storage, or show a number twice"
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.overloadpacket is torch.ops.aten.set_ and len(args) > 2:
-            t, storage, offset, size, stride = (*args, [])[:5]   # an empty one is not passed
-            reach = sum((n - 1) * s for n, s in zip(size, stride)) + 1 if all(size) else 0
-            if (len(size) != len(stride) or min(offset, *size, *stride, 0) < 0
-                    or math.prod(size) > max(reach, 0)
-                    or (offset + reach) * t.itemsize > storage.nbytes()):
+            tensor, storage, offset, size = args[:4]
+            stride = args[4] if len(args) > 4 else []   # an empty one is not passed
+            if not _stays_inside(size, stride, offset, storage.nbytes() // tensor.itemsize):
                 raise ValueError('a tensor in it reaches outside of its numbers')
         return func(*args, **(kwargs or {}))
 
 def _rehearse(data):
-    "Bytes of each storage that a pickle claims, by its key"
+    "Run a pickle of tensors without memory, and return the bytes of each storage by its key"
     claims = {}
     def persistent_load(saved_id):
-        kind, made_of, key, _, numel = saved_id[:5]
-        if kind != 'storage' or any(saved_id[5:]) or not isinstance(numel, int) or numel < 0:
+        kind, number_type, key, _, n_numbers = saved_id[:5]
+        if kind != 'storage' or any(saved_id[5:]):
             raise ValueError('it claims something else than numbers')
-        n_bytes = numel * made_of.dtype.itemsize
+        if not isinstance(n_numbers, int) or n_numbers < 0:
+            raise ValueError('it claims a storage without a count of its numbers')
+        n_bytes = n_numbers * number_type.dtype.itemsize
         if claims.setdefault(key, n_bytes) != n_bytes: raise ValueError('it claims numbers twice')
         storage = torch.UntypedStorage(n_bytes, device='meta')
-        return torch.storage.TypedStorage(wrap_storage=storage, dtype=made_of.dtype, _internal=True)
+        return torch.storage.TypedStorage(wrap_storage=storage, dtype=number_type.dtype,
+                                          _internal=True)
     unpickler = Unpickler(io.BytesIO(data))
     unpickler.persistent_load = persistent_load
     with _InBounds(): unpickler.load()
     return claims
 
-# %% ../nbs/91_pickles.ipynb #read-pickle
+# %% ../nbs/91_pickles.ipynb #read-archive
 _LIE = 'it claims other numbers than it holds'
+
+def _load_tensors(file):
+    "What torch makes of a file that was looked at"
+    return torch.load(file, map_location='cpu', weights_only=True)
+
+def _check_members(members, n_bytes):
+    "Refuse an archive of `n_bytes` whose members are packed, too large, or outside of it"
+    if any(member.compress_type for member in members):
+        raise ValueError('its archive is compressed, and may unpack to any size')
+    unequal = any(member.compress_size != member.file_size for member in members)
+    if unequal or sum(member.file_size for member in members) > n_bytes:
+        raise ValueError('its archive claims more than the file holds')
+    if any('..' in member.filename or member.filename[:1] in '/\\' for member in members):
+        raise ValueError('its archive names files outside of itself')
 
 def read_archive(
     path:Path, # of a file that `torch.save` wrote
 )->object:     # what is in it: tensors, in dicts and lists
-    "Read a file of `torch.save`; raises `ValueError` for anything but tensors that are there"
-    with zipfile.ZipFile(path) as z:
-        entries = z.infolist()
-        packed = any(o.compress_type or o.compress_size != o.file_size for o in entries)
-        if packed or sum(o.file_size for o in entries) > os.path.getsize(path):
-            raise ValueError('its archive is compressed, or claims more than the file holds')
-        if any('..' in o.filename or o.filename[:1] in '/\\' for o in entries):
-            raise ValueError('its archive names files outside of itself')
-        pickles = [o for o in entries if o.filename.endswith('.pkl')]
-        if len(pickles) != 1: raise ValueError(f'its archive has {len(pickles)} pickles')
-        data = z.read(pickles[0])
-    _scan(io.BytesIO(data))
-    held = {o.filename.rpartition('/data/')[2]: o.file_size for o in entries}
-    if any(held.get(key) != n for key, n in _rehearse(data).items()): raise ValueError(_LIE)
-    with open(path, 'rb') as f: return _run(f)   # of a path, torch goes by its ending
+    """Read a file of `torch.save` whose program only builds tensors that are there
 
+    Raises `ValueError` for one that claims or runs anything else, and what a parser says if the
+    file is damaged."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        _check_members(members, os.path.getsize(path))
+        pickles = [member for member in members if member.filename.endswith('.pkl')]
+        if len(pickles) != 1: raise ValueError(f'its archive has {len(pickles)} pickles, not one')
+        data = archive.read(pickles[0])
+    _scan(io.BytesIO(data))
+    held = {member.filename.rpartition('/data/')[2]: member.file_size for member in members}
+    for key, n_bytes in _rehearse(data).items():
+        if held.get(key) != n_bytes: raise ValueError(_LIE)
+    with open(path, 'rb') as file: return _load_tensors(file)   # of a path, torch goes by its ending
+
+# %% ../nbs/91_pickles.ipynb #read-older
 def read_older(
     path:Path, # of a file that `torch.save` wrote before PyTorch 1.6: five pickles, then numbers
 )->object:     # what is in it: tensors, in dicts and lists
-    "Read an older file of `torch.save`; raises `ValueError` as `read_archive` does"
-    data, parts = Path(path).read_bytes(), []
+    """Read an older file of `torch.save` whose programs only build tensors that are there
+
+    Raises `ValueError` for one that claims or runs anything else, and what a parser says if the
+    file is damaged."""
+    data = Path(path).read_bytes()
     stream = io.BytesIO(data)
+    parts = []
     for _ in range(5):     # a magic number, a version, facts of the machine, the tensors, the keys
         start = stream.tell()
         _scan(stream)
         parts.append(data[start:stream.tell()])
-    magic, keys = ([arg for _, arg, _ in pickletools.genops(parts[i])] for i in (0, 4))
-    if MAGIC_NUMBER not in magic: raise ValueError('it is a pickle that torch.save did not write')
+    if MAGIC_NUMBER not in [arg for _, arg, _ in pickletools.genops(parts[0])]:
+        raise ValueError('it is a pickle that torch.save did not write')
     claims = _rehearse(parts[3])
-    listed = {o for o in keys if isinstance(o, str)}
+    listed = {arg for _, arg, _ in pickletools.genops(parts[4]) if isinstance(arg, str)}
     if claims.keys() != listed or sum(claims.values()) > len(data): raise ValueError(_LIE)
-    return _run(io.BytesIO(data))
-
-def _run(file): return torch.load(file, map_location='cpu', weights_only=True)
+    return _load_tensors(io.BytesIO(data))

@@ -1,4 +1,4 @@
-"""How well will a source serve a target? Scores say it before any network is trained, reasons say when not to believe them, and real training says whether they were right.
+"""How well will a source serve a target? Scores say it before any network is trained, and reasons say when not to believe them.
 
 Docs: https://nbtransfer.github.io/nbtransfer/similarity.html.md"""
 
@@ -7,11 +7,12 @@ Docs: https://nbtransfer.github.io/nbtransfer/similarity.html.md"""
 # %% auto #0
 __all__ = ['SCORES', 'colour_distance', 'label_overlap', 'mean_discrepancy', 'Outputs', 'source_outputs', 'nce', 'leep', 'logme',
            'h_score', 'gbc', 'transrate', 'knn_score', 'probe_score', 'score_outputs', 'Fitness', 'fitness',
-           'rank_sources', 'named_sources', 'plot_ranking']
+           'named_sources', 'rank_sources', 'plot_ranking']
 
 # %% ../nbs/16_similarity.ipynb #imports
 import time, warnings
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 import matplotlib.pyplot as plt
@@ -34,45 +35,57 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
+from .comparison import plot_intervals
 from .features import body_features
 from .networks import body_and_head, evaluating
 from .pretraining import Quiet
-from .sources import read_source
+from .sources import Source, read_source
 from .tasks import Task
 from .weights import load_weights
 
-# %% ../nbs/16_similarity.ipynb #baseline
+# %% ../nbs/16_similarity.ipynb #colour-distance
 def colour_distance(
-    a:tuple, # mean and standard deviation of each channel, as of `Task.stats`
-    b:tuple, # of the other data set, likewise
-)->float:    # 0 if they agree
+    one:tuple,   # mean and standard deviation of each channel, as of `Task.stats`
+    other:tuple, # of the other data set, likewise
+)->float:        # 0 if they agree
     "Measure how far the means and standard deviations of the colours are apart: Euclidean"
-    return float(np.linalg.norm(np.ravel(a) - np.ravel(b)))
+    return float(np.linalg.norm(np.ravel(one) - np.ravel(other)))
 
 def label_overlap(
-    a:list, # names of classes
-    b:list, # of the other task
-)->float:   # in [0, 1]; 1 if they are the same
+    one:list,   # names of classes
+    other:list, # of the other task
+)->float:       # in [0, 1]; 1 if they are the same
     "Give the share of class names that both tasks have: Jaccard's index, 0 if there are none"
-    a, b = ({str(o).casefold() for o in names} for names in (a, b))
-    return len(a & b) / max(1, len(a | b))
+    ours = {str(name).casefold() for name in one}
+    theirs = {str(name).casefold() for name in other}
+    return len(ours & theirs) / max(1, len(ours | theirs))
+
+# %% ../nbs/16_similarity.ipynb #mean-discrepancy
+def _numbers(values): return torch.as_tensor(values).detach().cpu().double().numpy()
 
 def mean_discrepancy(
-    a:Tensor, # `(n,d)` pictures or features of one data set, 2 rows or more
-    b:Tensor, # `(m,d)` of the other
-)->float:     # squared units of the columns; near 0, of either sign, if the means agree
+    one:Tensor,   # `(n,d)` pictures or features of one data set, 2 rows or more
+    other:Tensor, # `(m,d)` of the other
+)->float:         # squared units of the columns; near 0, of either sign, if the means agree
     """Estimate the squared distance of two means without bias: MMD with a linear kernel
 
     Raises `ValueError` for shapes that do not fit, or numbers that are not finite.
 
     Source: Gretton et al. 2012, A Kernel Two-Sample Test, equation 3."""
-    a, b = (torch.as_tensor(o).detach().cpu().double().numpy() for o in (a, b))
-    fit = a.ndim == b.ndim == 2 and a.shape[1] == b.shape[1] and min(len(a), len(b)) > 1
-    if not fit or not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise ValueError('mean_discrepancy: two matrices of finite numbers, 2 rows or more and as '
-                         f'many columns, are needed; got shapes {a.shape} and {b.shape}')
-    noise = sum(o.var(0, ddof=1).sum() / len(o) for o in (a, b))
-    return float(((a.mean(0) - b.mean(0))**2).sum() - noise)
+    one = _numbers(one)
+    other = _numbers(other)
+    shapes = f'{one.shape} and {other.shape}'
+    if one.ndim != 2 or other.ndim != 2:
+        raise ValueError(f'mean_discrepancy: two matrices are needed; got shapes {shapes}')
+    if one.shape[1] != other.shape[1]:
+        raise ValueError('mean_discrepancy: both need the same number of columns; '
+                         f'got shapes {shapes}')
+    if len(one) < 2 or len(other) < 2:
+        raise ValueError(f'mean_discrepancy: each needs 2 rows or more; got shapes {shapes}')
+    if not (np.isfinite(one).all() and np.isfinite(other).all()):
+        raise ValueError('mean_discrepancy: finite numbers are needed; some are NaN or infinite')
+    noise = sum(rows.var(0, ddof=1).sum() / len(rows) for rows in (one, other))
+    return float(((one.mean(0) - other.mean(0))**2).sum() - noise)
 
 # %% ../nbs/16_similarity.ipynb #outputs
 class Outputs(NamedTuple):
@@ -91,50 +104,62 @@ def source_outputs(
 
     Raises `ValueError` for a source that says no network, has no body and head, or cannot take
     the task's pictures."""
-    start, src = time.perf_counter(), read_source(source)
-    net = load_weights(src) if src.network is None else deepcopy(src.network)
-    stats = (src.card['mean'], src.card['std']) if src.card.get('mean') else None
-    learn = Learner(task.dls(bs, augment=False, stats=stats), net, CrossEntropyLossFlat(),
-                    cbs=[Quiet()])
-    head, device = body_and_head(net)[1], learn.dls.device
+    start = time.perf_counter()
+    known = read_source(source)
+    model = load_weights(known) if known.network is None else deepcopy(known.network)
+    stats = (known.card['mean'], known.card['std']) if known.card.get('mean') else None
+    dls = task.dls(bs, augment=False, stats=stats)
+    learn = Learner(dls, model, CrossEntropyLossFlat(), cbs=[Quiet()])
+    head = body_and_head(model)[1]
     try:
         found = body_features(learn)
-        net.to(device)   # features may have come from the disk
+        model.to(dls.device)   # features may have come from the disk
         with evaluating(head):
-            probs = [head(o.to(device)).softmax(1).cpu() for o in found.feats[0].split(1024)]
-    except (RuntimeError, AssertionError) as e:
+            probs = [head(part.to(dls.device)).softmax(1).cpu()
+                     for part in found.feats[0].split(1024)]
+    except (RuntimeError, AssertionError) as error:
         raise ValueError(f'source_outputs: a source that takes RGB pictures of {task.size_px} px '
-                         f'is needed; {src.label} does not: {e}') from e
+                         f'is needed; {known.label} does not: {error}') from error
     feats = found.feats[0].cpu()
     feats = feats.mean((2, 3)) if feats.ndim == 4 else feats.flatten(1)
-    return Outputs(feats, torch.cat(probs), found.labels.cpu(), time.perf_counter() - start)
+    time_s = time.perf_counter() - start
+    return Outputs(feats, torch.cat(probs), found.labels.cpu(), time_s)
 
-# %% ../nbs/16_similarity.ipynb #rows
-def _rows(name, x, labels):
-    "A matrix `(n,d)` in 64 bits, and its labels numbered from 0; checked"
-    x, y = (torch.as_tensor(o).detach().cpu() for o in (x, labels))
-    x, y = x.double().numpy(), y.numpy()
-    if x.ndim != 2 or not x.shape[1] or y.shape != x.shape[:1]:
-        raise ValueError(f'{name}: a matrix (n,d) and n labels are needed; got shapes {x.shape} '
+# %% ../nbs/16_similarity.ipynb #checked-rows
+def _checked_rows(asked, x, labels):
+    "A matrix `(n,d)` in 64 bits, and its labels numbered from 0; `asked` is who wants them"
+    x = _numbers(x)
+    y = torch.as_tensor(labels).detach().cpu().numpy()
+    if x.ndim != 2 or not x.shape[1]:
+        raise ValueError(f'{asked}: a matrix (n,d) is needed; got shape {x.shape}')
+    if y.shape != (len(x),):
+        raise ValueError(f'{asked}: a label for each row is needed; got shapes {x.shape} '
                          f'and {y.shape}')
     if not _largest(x) < 1e100:   # also NaN
-        odd = (~(np.abs(x) < 1e100)).any(1).sum()
-        raise ValueError(f'{name}: finite numbers, below 1e100, are needed; got others in {odd} of '
-                         f'{len(x)} rows')
+        n_odd = (~(np.abs(x) < 1e100)).any(1).sum()
+        raise ValueError(f'{asked}: finite numbers, below 1e100, are needed; got others in '
+                         f'{n_odd} of {len(x)} rows')
     classes, y = np.unique(y, return_inverse=True)
     if len(classes) < 2:
-        raise ValueError(f'{name}: labels of two classes or more are needed; got '
+        raise ValueError(f'{asked}: labels of two classes or more are needed; got '
                          f'{classes.tolist()}')
     return x, y
 
-def _probabilities(name, probs, labels):
-    p, y = _rows(name, probs, labels)
-    if p.min() < 0 or np.abs(p.sum(1) - 1).max() > 1e-3:
-        raise ValueError(f'{name}: probabilities, rows that sum to 1, are needed; got numbers from '
-                         f'{p.min():.3g} to {p.max():.3g}: take the softmax of logits')
-    return p, y
+def _checked_probs(asked, probs, labels):
+    "The same for probabilities"
+    probs, y = _checked_rows(asked, probs, labels)
+    if probs.min() < 0:
+        raise ValueError(f'{asked}: probabilities must not be negative (got {probs.min():.3g}): '
+                         'take the softmax of logits')
+    sums = probs.sum(1)
+    if np.abs(sums - 1).max() > 1e-3:
+        raise ValueError(f'{asked}: each row of probabilities must sum to 1 (got sums from '
+                         f'{sums.min():.3g} to {sums.max():.3g}): take the softmax of logits')
+    return probs, y
 
-def _largest(x): return max(x.max(initial=0), -x.min(initial=0))   # in size; NaN if one is
+def _largest(x):
+    "The largest number, whatever its sign; NaN if one is"
+    return max(x.max(initial=0), -x.min(initial=0))
 
 def _unit(x):
     "The same in other units, where squares would overflow or vanish"
@@ -143,7 +168,8 @@ def _unit(x):
 
 def _class_sums(x, y):
     "Sum of the rows of each class, `(k,d)`, and how many they are"
-    return csr_array((np.ones(len(y)), (y, np.arange(len(y))))) @ x, np.bincount(y)
+    indicators = csr_array((np.ones(len(y)), (y, np.arange(len(y)))))
+    return indicators @ x, np.bincount(y)
 
 # %% ../nbs/16_similarity.ipynb #leep
 def nce(
@@ -158,9 +184,11 @@ def nce(
 
     Source: Tran et al. 2019, Transferability and Hardness of Supervised Classification Tasks: the
     negative conditional entropy, with predicted classes as in Nguyen et al. 2020."""
-    p, y = _probabilities('nce', probs, labels)
-    k, z = y.max() + 1, p.shape[1]
-    joint = np.bincount(y * z + p.argmax(1), minlength=k * z).reshape(k, z) / len(p)
+    probs, y = _checked_probs('nce', probs, labels)
+    n, n_seen = probs.shape
+    k = y.max() + 1
+    pairs = y * n_seen + probs.argmax(1)   # a number for each pair of label and predicted class
+    joint = np.bincount(pairs, minlength=k * n_seen).reshape(k, n_seen) / n
     return float(rel_entr(joint, joint.sum(0)).sum())
 
 def leep(
@@ -175,42 +203,55 @@ def leep(
 
     Source: Nguyen et al. 2020, LEEP: A New Measure to Evaluate Transferability of Learned
     Representations, equation 2."""
-    p, y = _probabilities('leep', probs, labels)
-    joint = _class_sums(p, y)[0] / len(p)
+    probs, y = _checked_probs('leep', probs, labels)
+    joint = _class_sums(probs, y)[0] / len(probs)
     mass = joint.sum(0)
     given = joint / np.where(mass > 0, mass, 1)
-    return float(np.log(np.einsum('nz,nz->n', p, given[y])).mean())
+    predicted = np.einsum('nz,nz->n', probs, given[y])
+    return float(np.log(predicted).mean())
 
 # %% ../nbs/16_similarity.ipynb #spectrum
 def _spectrum(x, y):
     "Squared singular values, `(r,)`, and squared parts of each class's indicator, `(r,k)`"
     n, d = x.shape
     if n > 2 * d:   # by the small matrix
-        s2, v = np.linalg.eigh(x.T @ x)
-        keep = s2 > s2[-1] * d * np.finfo(float).eps
-        return s2[keep], (v.T @ _class_sums(x, y)[0].T)[keep]**2 / s2[keep, None]
-    u, s, _ = np.linalg.svd(x, full_matrices=False)
-    keep = s > s[0] * max(n, d) * np.finfo(float).eps
-    return s[keep]**2, _class_sums(u[:, keep], y)[0].T**2
+        squares, right = np.linalg.eigh(x.T @ x)
+        keep = squares > squares[-1] * d * np.finfo(float).eps
+        parts = (right.T @ _class_sums(x, y)[0].T)[keep]
+        return squares[keep], parts**2 / squares[keep, None]
+    left, singular, _ = np.linalg.svd(x, full_matrices=False)
+    keep = singular > singular[0] * max(n, d) * np.finfo(float).eps
+    return singular[keep]**2, _class_sums(left[:, keep], y)[0].T**2
 
-def _evidence(t, s2, z2, left, n):
-    "Log evidence per row of each class, `(k,)`, at `t`, with the best scale"
-    share = 1 / (1 + s2[:, None] / t)
-    q = (z2 * share).sum(0) + left
-    return -.5 * (np.log(2 * np.pi * q / n) + 1) + .5 * np.log(share).sum(0) / n
+class _Spectrum(NamedTuple):
+    "All that the evidence needs to know of `n` rows with labels of `k` classes"
+    squares: np.ndarray # `(r,)` squared singular values
+    parts: np.ndarray   # `(r,k)` squared parts of the indicators along them: z²
+    outside: np.ndarray # `(k,)` squared parts that the features do not reach: ρ
+    n: int              # rows
 
-def _fixed_point(t, s2, z2, left, n):
-    "Follow `t` of each class, `(k,)`, to where its evidence no longer changes"
-    zs2 = z2 * s2[:, None]
-    for _ in range(1000):
-        w = 1 / (s2[:, None] + t)
-        gamma, rest = s2 @ w, n - len(s2) + t * w.sum(0)
-        residual = t**2 * np.einsum('rk,rk->k', z2, w * w) + left
-        m2 = np.einsum('rk,rk->k', zs2, w * w)
-        last, t = t, gamma * residual / np.maximum(m2 * rest, 1e-300)
-        t = np.clip(t, 1e-12 * s2.max(), 1e12 * s2.max())
-        if (abs(t / last - 1) < 1e-9).all(): break
-    return t
+    def evidence(self, t):
+        "Log evidence per row of each class, `(k,)`, at `t`, with the best scale"
+        share = 1 / (1 + self.squares[:, None] / t)
+        q = (self.parts * share).sum(0) + self.outside
+        return -.5 * (np.log(2 * np.pi * q / self.n) + 1) + .5 * np.log(share).sum(0) / self.n
+
+    def fixed_point(self, t):
+        "Follow `t` of each class, `(k,)`, to where its evidence no longer changes"
+        largest = self.squares.max()
+        weighted = self.parts * self.squares[:, None]
+        for _ in range(1000):
+            inverse = 1 / (self.squares[:, None] + t)
+            gamma = self.squares @ inverse
+            rest = self.n - len(self.squares) + t * inverse.sum(0)   # n - gamma
+            inverse2 = inverse * inverse
+            residual = t**2 * np.einsum('rk,rk->k', self.parts, inverse2) + self.outside
+            m2 = np.einsum('rk,rk->k', weighted, inverse2)
+            last = t
+            t = gamma * residual / np.maximum(m2 * rest, 1e-300)
+            t = np.clip(t, 1e-12 * largest, 1e12 * largest)
+            if (abs(t / last - 1) < 1e-9).all(): break
+        return t
 
 # %% ../nbs/16_similarity.ipynb #logme
 def logme(
@@ -226,26 +267,28 @@ def logme(
 
     Source: You et al. 2021, LogME: Practical Assessment of Pre-trained Models for Transfer
     Learning, section 4; the rank of the features stands in place of their width."""
-    x, y = _rows('logme', feats, labels)
-    n, counts = len(x), np.bincount(y)
-    s2, z2 = _spectrum(_unit(x), y)
-    left = counts - z2.sum(0)
-    exact = left < 1e-10 * counts
-    if len(s2) < n and exact.any():
+    x, y = _checked_rows('logme', feats, labels)
+    n = len(x)
+    counts = np.bincount(y)
+    squares, parts = _spectrum(_unit(x), y)
+    outside = counts - parts.sum(0)
+    exact = outside < 1e-10 * counts
+    if len(squares) < n and exact.any():
         raise ValueError('logme: labels that the features do not fit exactly are needed; got '
-                         f'{exact.sum()} of {len(counts)} classes fitted exactly by {len(s2)} '
-                         f'directions of {n} rows, so the evidence has no maximum: leave out '
-                         'repeated rows, or use another score')
-    left[exact] = 0
-    known = s2, z2, left, n
-    found = [_evidence(np.inf, *known)]   # of noise alone
-    if len(s2):
-        grid = s2.max() * np.logspace(-12, 6, 37)
-        tried = np.array([_evidence(t, *known) for t in grid])
-        found += [tried.max(0), _evidence(_fixed_point(grid[tried.argmax(0)], *known), *known)]
+                         f'{exact.sum()} of {len(counts)} classes fitted exactly by '
+                         f'{len(squares)} directions of {n} rows, so the evidence has no '
+                         'maximum: leave out repeated rows, or use another score')
+    outside[exact] = 0
+    spectrum = _Spectrum(squares, parts, outside, n)
+    found = [spectrum.evidence(np.inf)]   # of noise alone
+    if len(squares):
+        grid = squares.max() * np.logspace(-12, 6, 37)
+        tried = np.array([spectrum.evidence(t) for t in grid])
+        best = grid[tried.argmax(0)]
+        found += [tried.max(0), spectrum.evidence(spectrum.fixed_point(best))]
     return float(np.max(found, 0).mean())
 
-# %% ../nbs/16_similarity.ipynb #hscore
+# %% ../nbs/16_similarity.ipynb #h-score
 def h_score(
     feats:Tensor,  # `(n,d)` features
     labels:Tensor, # `(n,)` int64 class numbers
@@ -258,12 +301,13 @@ def h_score(
 
     Source: Bao et al. 2019, An Information-Theoretic Approach to Transferability, equation 5;
     regularised by Ibrahim et al. 2022, Newer is not always better, with Ledoit and Wolf 2004."""
-    x, y = _rows('h_score', feats, labels)
+    x, y = _checked_rows('h_score', feats, labels)
     x = _unit(x - x.mean(0))
-    cov, shrinkage = ledoit_wolf(x, assume_centered=True)
+    covariance, shrinkage = ledoit_wolf(x, assume_centered=True)
     sums, counts = _class_sums(x, y)
     between = (sums.T / counts) @ sums / len(x)
-    return float((1 - shrinkage) * np.trace(np.linalg.pinv(cov, hermitian=True) @ between))
+    inverse = np.linalg.pinv(covariance, hermitian=True)
+    return float((1 - shrinkage) * np.trace(inverse @ between))
 
 # %% ../nbs/16_similarity.ipynb #gbc
 def gbc(
@@ -280,17 +324,22 @@ def gbc(
 
     Source: Pándy et al. 2022, Transferability Estimation using Bhattacharyya Class Separability,
     section 3."""
-    x, y = _rows('gbc', feats, labels)
-    u, s, _ = np.linalg.svd(_unit(x - x.mean(0)), full_matrices=False)   # principal components
-    keep = s[:most] > max(s[0], 1e-300) * max(x.shape) * np.finfo(float).eps
-    x = u[:, :most][:, keep] * s[:most][keep] if keep.any() else x[:, :1] * 0
+    x, y = _checked_rows('gbc', feats, labels)
+    left, singular, _ = np.linalg.svd(_unit(x - x.mean(0)), full_matrices=False)
+    left = left[:, :most]
+    singular = singular[:most]
+    keep = singular > max(singular[0], 1e-300) * max(x.shape) * np.finfo(float).eps
+    if keep.any(): x = left[:, keep] * singular[keep]   # principal components
+    else: x = x[:, :1] * 0
+    d = x.shape[1]
     sums, counts = _class_sums(x, y)
-    means, d = sums / counts[:, None], x.shape[1]
-    within = _class_sums(((x - means[y])**2).mean(1, keepdims=True), y)[0][:, 0] / counts
-    within = np.maximum(within, max(1e-6 * x.var(), 1e-300))
-    both = (within[:, None] + within) / 2
-    logs = np.log(both) - (np.log(within)[:, None] + np.log(within)) / 2
-    overlap = np.exp(-cdist(means, means, 'sqeuclidean') / (8 * both) - d / 2 * logs)
+    means = sums / counts[:, None]
+    off_mean = ((x - means[y])**2).mean(1, keepdims=True)
+    variances = _class_sums(off_mean, y)[0][:, 0] / counts
+    variances = np.maximum(variances, max(1e-6 * x.var(), 1e-300))
+    pooled = (variances[:, None] + variances) / 2
+    logs = np.log(pooled) - (np.log(variances)[:, None] + np.log(variances)) / 2
+    overlap = np.exp(-cdist(means, means, 'sqeuclidean') / (8 * pooled) - d / 2 * logs)
     np.fill_diagonal(overlap, 0)
     return -float(overlap.sum())
 
@@ -307,13 +356,15 @@ def transrate(
     R(Z) − mean over classes of R(Z_c), with R(Z) = ½ log det(I + ZᵀZ/(n eps)) and Z centred.
 
     Source: Huang et al. 2022, Frustratingly Easy Transferability Estimation, section 3."""
-    x, y = _rows('transrate', feats, labels)
+    x, y = _checked_rows('transrate', feats, labels)
     x = x - x.mean(0)
-    def rate(z):
-        return .5 * np.log1p(np.linalg.svd(z, compute_uv=False)**2 / (len(z) * eps)).sum()
-    return float(rate(x) - np.mean([rate(x[y == c]) for c in range(y.max() + 1)]))
+    def rate(rows):
+        singular = np.linalg.svd(rows, compute_uv=False)
+        return .5 * np.log1p(singular**2 / (len(rows) * eps)).sum()
+    within = [rate(x[y == label]) for label in range(y.max() + 1)]
+    return float(rate(x) - np.mean(within))
 
-# %% ../nbs/16_similarity.ipynb #probes
+# %% ../nbs/16_similarity.ipynb #knn-score
 def knn_score(
     feats:Tensor,  # `(n,d)` features
     labels:Tensor, # `(n,)` int64 class numbers
@@ -324,16 +375,18 @@ def knn_score(
     Raises `ValueError` for what `n` rows and two classes are not, or `k` below 1.
 
     Source: Cover and Hart 1967, Nearest Neighbor Pattern Classification."""
-    x, y = _rows('knn_score', feats, labels)
-    if k < 1: raise ValueError(f'knn_score: k must be 1 or more; got {k}')
-    near = NearestNeighbors(n_neighbors=min(k, len(x) - 1), metric='cosine').fit(_unit(x))
-    near = near.kneighbors(return_distance=False)   # of each row, without itself
-    votes, m = np.zeros((len(x), y.max() + 1)), near.shape[1]
-    weights = np.broadcast_to(1 + np.arange(m)[::-1] / m**2, near.shape)
-    np.add.at(votes, (np.arange(len(x))[:, None], y[near]), weights)
+    x, y = _checked_rows('knn_score', feats, labels)
+    n = len(x)
+    if k < 1: raise ValueError(f'knn_score: k must be at least 1 (got {k})')
+    search = NearestNeighbors(n_neighbors=min(k, n - 1), metric='cosine').fit(_unit(x))
+    near = search.kneighbors(return_distance=False)   # of each row, without itself
+    n_near = near.shape[1]
+    weights = np.broadcast_to(1 + np.arange(n_near)[::-1] / n_near**2, near.shape)
+    votes = np.zeros((n, y.max() + 1))
+    np.add.at(votes, (np.arange(n)[:, None], y[near]), weights)
     return float((votes.argmax(1) == y).mean())
 
-# %% ../nbs/16_similarity.ipynb #probe
+# %% ../nbs/16_similarity.ipynb #probe-score
 def probe_score(
     feats:Tensor,  # `(n,d)` features
     labels:Tensor, # `(n,)` int64 class numbers
@@ -346,35 +399,53 @@ def probe_score(
     has one row.
 
     Source: Alain and Bengio 2016, Understanding intermediate layers using linear classifiers."""
-    x, y = _rows('probe_score', feats, labels)
+    x, y = _checked_rows('probe_score', feats, labels)
     most = np.bincount(y).max()
     if most < 2:
         raise ValueError('probe_score: a class with two rows or more is needed; each has one')
     folds = StratifiedKFold(min(5, most), shuffle=True, random_state=0)
-    probe, right = make_pipeline(StandardScaler(), LogisticRegression(C=C)), 0
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=C))
+    n_right = 0
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', ConvergenceWarning)
         warnings.filterwarnings('ignore', 'The least populated class')   # `fitness` says it
         for known, held in folds.split(x, y):
-            one = np.ptp(y[known]) == 0
-            said = y[known][0] if one else probe.fit(x[known], y[known]).predict(x[held])
-            right += (said == y[held]).sum()
-    return float(right / len(x))
+            if np.ptp(y[known]) == 0: predicted = y[known][0]   # one class, nothing to fit
+            else: predicted = probe.fit(x[known], y[known]).predict(x[held])
+            n_right += (predicted == y[held]).sum()
+    return float(n_right / len(x))
 
-# %% ../nbs/16_similarity.ipynb #scores
+# %% ../nbs/16_similarity.ipynb #score-outputs
 SCORES = {'LogME': logme, 'H-score': h_score, 'LEEP': leep, 'NCE': nce, 'k-NN': knn_score,
           'probe': probe_score, 'GBC': gbc, 'TransRate': transrate}
 _OF_PROBS = leep, nce
+
+def _seen_by(score, outputs):
+    "The matrix that a score looks at"
+    return outputs.probs if score in _OF_PROBS else outputs.feats
+
 def score_outputs(
     score:str,       # a name in `SCORES`
     outputs:Outputs, # of `source_outputs`
 )->float:            # in the score's own units
-    "Score what a source makes of a task"
-    x = outputs.probs if SCORES[score] in _OF_PROBS else outputs.feats
-    return SCORES[score](x, outputs.labels)
+    "Score what a source makes of a task; raises `ValueError` for what the score cannot use"
+    function = SCORES[score]
+    return function(_seen_by(function, outputs), outputs.labels)
 
-_BOUNDS = {h_score: (0, np.inf), **dict.fromkeys((leep, nce, gbc), (-np.inf, 0)),
-           **dict.fromkeys((knn_score, probe_score), (0, 1))}
+# %% ../nbs/16_similarity.ipynb #halves
+def _halves(labels, n, seed):
+    "Rows of `n` random halves, drawn class by class"
+    rng = np.random.default_rng(seed)
+    each = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    halves = []
+    for _ in range(n):
+        drawn = []
+        for rows in each:
+            shuffled = rng.permutation(rows)
+            size = (len(rows) + rng.integers(2)) // 2   # of an odd number, up or down
+            drawn.append(shuffled[:max(1, size)])
+        halves.append(np.concatenate(drawn))
+    return halves
 
 # %% ../nbs/16_similarity.ipynb #fitness
 class Fitness(NamedTuple):
@@ -384,11 +455,20 @@ class Fitness(NamedTuple):
     high: float    # upper end
     reasons: tuple # of sentences; empty if none is known
 
+@dataclass(frozen=True)
+class _FitnessPlan:
+    "How the fitness of scores is found: the same for all scores and sources of a task"
+    halves: list    # rows of each half
+    level: float    # of confidence
+    n_classes: int  # of the target; those that occur if None
+    strict: bool    # whether a reason to distrust is an error
+
 def fitness(
     score:object,  # a name in `SCORES`, or a function of such a matrix and labels
     x:Tensor,      # `(n,d)` features, or probabilities for LEEP and NCE
     labels:Tensor, # `(n,)` int64 class numbers
     n_classes:int=None,# of the target; those that occur if None
+    *,
     n_boot:int=50,     # halves that are scored for the interval, 40 or more
     level:float=.95,   # of confidence, in (0, 1)
     seed:int=0,        # of the halves
@@ -405,66 +485,132 @@ def fitness(
     if not callable(score) and score not in SCORES:
         raise ValueError(f'fitness: a score among {list(SCORES)} is needed; got {score!r}')
     _check_interval('fitness', n_boot, level)
-    x, y = (torch.as_tensor(o).detach().cpu() for o in (x, labels))
-    x, y, f = x.double().numpy(), y.numpy(), score if callable(score) else SCORES[score]
-    return _scored(f, x, y, _halves(y, n_boot, seed), level, n_classes, strict)[0]
+    function = score if callable(score) else SCORES[score]
+    y = torch.as_tensor(labels).detach().cpu().numpy()
+    plan = _FitnessPlan(_halves(y, n_boot, seed), level, n_classes, strict)
+    return _try_score(function, _numbers(x), y, plan).fitness
 
-# %% ../nbs/16_similarity.ipynb #fitness-parts
-def _check_interval(name, n_boot, level):
-    if n_boot < 40 or not 0 < level < 1:
-        raise ValueError(f'{name}: n_boot of 40 or more and a level between 0 and 1 are needed; '
-                         f'got {n_boot} and {level}')
+def _check_interval(asked, n_boot, level):
+    if n_boot < 40: raise ValueError(f'{asked}: n_boot must be at least 40 (got {n_boot})')
+    if not 0 < level < 1:
+        raise ValueError(f'{asked}: level must be between 0 and 1 (got {level})')
 
-def _scored(score, x, labels, halves, level, n_classes=None, strict=False):
-    "The fitness of a score; scores of halves, moved to its value, NaN for what has none; seconds"
+# %% ../nbs/16_similarity.ipynb #try-score
+_RANGES = {h_score: (0, np.inf), leep: (-np.inf, 0), nce: (-np.inf, 0), gbc: (-np.inf, 0),
+           knn_score: (0, 1), probe_score: (0, 1)}
+
+class _Tried(NamedTuple):
+    "A score of all rows and of the halves"
+    fitness: Fitness
+    replicates: np.ndarray # scores of the halves, moved to that of all; NaN for what has none
+    time_s: float          # seconds of one scoring of all rows
+
+def _try_score(score, x, labels, plan):
+    "Score all rows and each half; say what speaks against it"
     start = time.perf_counter()
-    value, score_s = score(x, labels), time.perf_counter() - start
+    value = score(x, labels)
+    time_s = time.perf_counter() - start
     if not np.isfinite(value): raise ValueError(f'fitness: a finite score is needed; got {value}')
-    reasons = _reasons(score, x, labels, n_classes)
-    values = np.array([_or_nan(score, x[o], labels[o]) for o in halves])
+    reasons = _reasons(score, x, labels, plan.n_classes)
+    values = np.array([_or_nan(score, x[rows], labels[rows]) for rows in plan.halves])
     missed = np.isnan(values)
-    if missed.any(): reasons.append(f'{missed.sum()} of {len(halves)} halves cannot be scored')
-    if strict and reasons: raise ValueError(f'fitness: {"; ".join(reasons)}')
-    if missed.all(): return Fitness(value, np.nan, np.nan, tuple(reasons)), values, score_s
+    if missed.any():
+        reasons.append(f'{missed.sum()} of {len(values)} halves cannot be scored')
+    if plan.strict and reasons: raise ValueError(f'fitness: {"; ".join(reasons)}')
+    if missed.all(): return _Tried(Fitness(value, np.nan, np.nan, tuple(reasons)), values, time_s)
     values += value - values[~missed].mean()
-    ends = .5 - level / 2, .5 + level / 2
+    ends = .5 - plan.level / 2, .5 + plan.level / 2
     interval = np.quantile(values[~missed], ends, method='weibull')
-    low, high = np.clip(interval, *_BOUNDS.get(score, (-np.inf, np.inf))).tolist()
-    return Fitness(value, min(low, value), max(high, value), tuple(reasons)), values, score_s
+    low, high = np.clip(interval, *_RANGES.get(score, (-np.inf, np.inf))).tolist()
+    found = Fitness(value, min(low, value), max(high, value), tuple(reasons))
+    return _Tried(found, values, time_s)
 
 def _or_nan(score, x, labels):
     try: return score(x, labels)
     except ValueError: return np.nan
 
-def _halves(labels, n, seed):
-    "Rows of `n` random halves, drawn class by class"
-    rng = np.random.default_rng(seed)
-    each = [np.flatnonzero(labels == c) for c in np.unique(labels)]
-    def half(rows): return rng.permutation(rows)[:max(1, (len(rows) + rng.integers(2)) // 2)]
-    return [np.concatenate([half(rows) for rows in each]) for _ in range(n)]
-
-# %% ../nbs/16_similarity.ipynb #reasons
-def _reasons(score, x, labels, n_classes=None):
+def _reasons(score, x, labels, n_classes):
     "What speaks against a score of these rows, a sentence each"
+    n, d = x.shape
     counts = np.unique(labels, return_counts=True)[1]
-    k, (n, d) = max(n_classes or 0, len(counts)), x.shape
-    of_probs, by_trial = score in _OF_PROBS, score in (knn_score, probe_score)
-    constant, silent = (np.ptp(x, 0) == 0).sum(), (x.sum(0) == 0).sum()
-    few = ((counts > 1) & (counts < 4)).sum()
-    found = [(k - len(counts), f'{k - len(counts)} of {k} classes have no row'),
-             ((counts == 1).sum(), f'{(counts == 1).sum()} of {k} classes have one row'),
-             (few, f'{few} of {k} classes have two or three rows, too few to halve'),
-             (not of_probs and not by_trial and n < d, f'fewer rows ({n}) than columns ({d})'),
-             (not of_probs and constant, f'{constant} of {d} columns are constant'),
-             (of_probs and silent, f'{silent} of {d} source classes have no mass')]
-    return [text for is_so, text in found if is_so]
+    k = max(n_classes or 0, len(counts))
+    n_absent = k - len(counts)
+    n_single = (counts == 1).sum()
+    n_few = ((counts > 1) & (counts < 4)).sum()
+    n_constant = (np.ptp(x, 0) == 0).sum()
+    n_silent = (x.sum(0) == 0).sum()
+    of_probs = score in _OF_PROBS
+    found = []
+    if n_absent: found.append(f'{n_absent} of {k} classes have no row')
+    if n_single: found.append(f'{n_single} of {k} classes have one row')
+    if n_few: found.append(f'{n_few} of {k} classes have two or three rows, too few to halve')
+    if n < d and not of_probs and score not in (knn_score, probe_score):
+        found.append(f'fewer rows ({n}) than columns ({d})')
+    if n_constant and not of_probs: found.append(f'{n_constant} of {d} columns are constant')
+    if n_silent and of_probs: found.append(f'{n_silent} of {d} source classes have no mass')
+    return found
 
-# %% ../nbs/16_similarity.ipynb #rank
+# %% ../nbs/16_similarity.ipynb #named-sources
+def named_sources(
+    sources:object, # a list of what `read_source` takes, or a dict of them by name
+    asked:str,      # function that asks, for the error
+)->dict:            # name → `Source`
+    """Read sources, and name them: those of a list by what was passed, or by place and label
+
+    Raises `ValueError` unless they are two or more, of different names."""
+    if isinstance(sources, (str, Path)):
+        raise ValueError(f'{asked}: a list or a dict of sources is needed; got one, {sources}')
+    if len(sources) < 2:
+        raise ValueError(f'{asked}: two sources or more are needed; got {len(sources)}: {sources}')
+    if isinstance(sources, dict):
+        return {str(name): read_source(source) for name, source in sources.items()}
+    named = {}
+    for i, source in enumerate(sources):
+        known = read_source(source)
+        name = str(source) if isinstance(source, (str, Path)) else f'{i}: {known.label}'
+        if name in named:
+            raise ValueError(f'{asked}: sources of different names are needed; got {name} twice')
+        named[name] = known
+    return named
+
+# %% ../nbs/16_similarity.ipynb #ranks
+def _is_ahead(gap, gaps_of_halves, factor, least):
+    "Whether a gap is more than `factor` standard deviations of the halves', of at least `least`"
+    finite = gaps_of_halves[np.isfinite(gaps_of_halves)]
+    if len(finite) < 2: return False
+    deviation = finite.std(ddof=1)
+    return deviation > least and gap > factor * deviation
+
+def _ranks(values, replicates, level):
+    "Rank of each of `s` sources, between which ranks it lies, and whether the best is ahead of it"
+    there = ~np.isnan(values)
+    n = there.sum()
+    rank = rankdata(-values, 'min', nan_policy='omit')
+    n_pairs = n * (n - 1) / 2
+    factor = norm.ppf(1 - (1 - level) / 2 / max(1, n_pairs))
+    least = 1e-9 * np.nanmax(abs(values)) if n else 0   # below it halves say nothing
+    wins = np.zeros((len(values), len(values)), bool)   # whether the row's is ahead
+    for i in range(len(values)):
+        for j in range(len(values)):
+            gaps_of_halves = replicates[i] - replicates[j]
+            wins[i, j] = _is_ahead(values[i] - values[j], gaps_of_halves, factor, least)
+    verdict = np.full(len(values), 'no score', object)
+    if n:
+        best = np.nanargmax(values)
+        verdict[there] = np.where(wins[best], 'worse', 'not distinguishable')[there]
+        verdict[best] = 'best'
+    low = np.where(there, 1 + wins.sum(0), np.nan)
+    high = np.where(there, n - wins.sum(1), np.nan)
+    table = pd.DataFrame(dict(rank=rank, rank_low=low, rank_high=high)).astype('Int64')
+    return table.assign(verdict=verdict)
+
+# %% ../nbs/16_similarity.ipynb #rank-sources
 def rank_sources(
     sources:object, # a list of what `read_source` takes, or a dict of them by name
     task:Task,      # the target; its training pictures and labels are looked at
     scores:tuple=tuple(SCORES), # names in `SCORES`
     n_boot:int=50,      # halves that are scored for the intervals, 40 or more
+    *,
     level:float=.95,    # of confidence, in (0, 1)
     seed:int=0,         # of the halves, which are the same for all sources
     strict:bool=False,  # whether a reason to distrust a score is an error
@@ -480,74 +626,42 @@ def rank_sources(
     for equal names, an unknown score, a source that `source_outputs` refuses, and any reason to
     distrust a score if `strict`."""
     scores = [scores] if isinstance(scores, str) else list(scores)
-    unknown = [o for o in scores if o not in SCORES]
-    if unknown or not scores:
+    if not scores: raise ValueError('rank_sources: one score or more is needed; got none')
+    unknown = [score for score in scores if score not in SCORES]
+    if unknown:
         raise ValueError(f'rank_sources: scores among {list(SCORES)} are needed; got {unknown}')
     _check_interval('rank_sources', n_boot, level)
     named = named_sources(sources, 'rank_sources')
     bar = progress_bar if progress else list
-    outputs = {name: source_outputs(task, src, bs) for name, src in bar(list(named.items()))}
+    outputs = {name: source_outputs(task, named[name], bs) for name in bar(list(named))}
     labels = next(iter(outputs.values())).labels.numpy()
-    halves = _halves(labels, n_boot, seed)
-    tables = [_rank(s, outputs, halves, level, strict, task.n_classes) for s in bar(scores)]
+    plan = _FitnessPlan(_halves(labels, n_boot, seed), level, task.n_classes, strict)
+    tables = [_rank_by(score, outputs, plan) for score in bar(scores)]
     return pd.concat(tables, ignore_index=True)
 
-# %% ../nbs/16_similarity.ipynb #rank-one
-def named_sources(
-    sources:object, # a list of what `read_source` takes, or a dict of them by name
-    asked:str,      # function that asks, for the error
-)->dict:            # name → `Source`
-    """Read sources, and name them: those of a list by what was passed, or by place and label
-
-    Raises `ValueError` unless they are two or more, of different names."""
-    if isinstance(sources, dict): names, given = list(map(str, sources)), sources.values()
-    else: names, given = None, [] if isinstance(sources, (str, Path)) else list(sources)
-    read = [read_source(o) for o in given]
-    names = names or [str(o) if isinstance(o, (str, Path)) else f'{i}: {src.label}'
-                      for i, (o, src) in enumerate(zip(given, read))]
-    if len(set(names)) < max(2, len(names)):
-        raise ValueError(f'{asked}: two sources or more, of different names, are needed; got '
-                         f'{sources}')
-    return dict(zip(names, read))
-
-def _rank(name, outputs, halves, level, strict, n_classes):
+def _rank_by(name, outputs, plan):
     "The rows of one score"
-    score, rows, values = SCORES[name], [], []
+    rows = []
+    replicates = []
     for source, out in outputs.items():
-        x, y = (out.probs if score in _OF_PROBS else out.feats).double().numpy(), out.labels.numpy()
-        try: found, own, score_s = _scored(score, x, y, halves, level, n_classes, strict)
-        except ValueError as e:
-            if strict: raise ValueError(f'rank_sources: {source}: {e}') from e
-            found, own, score_s = Fitness(*[np.nan] * 3, (str(e),)), np.full(len(halves), np.nan), 0
-        values.append(own)
-        rows.append((name, source, *found[:3], out.time_s, score_s, '; '.join(found.reasons)))
+        tried = _try_source(name, source, out, plan)
+        replicates.append(tried.replicates)
+        value, low, high, reasons = tried.fitness
+        rows.append((name, source, value, low, high, out.time_s, tried.time_s, '; '.join(reasons)))
     table = pd.DataFrame(rows, columns=['score', 'source', 'value', 'low', 'high', 'features_s',
                                         'score_s', 'reasons'])
-    ranks = _ranks(table.value.to_numpy(), np.array(values), level)
+    ranks = _ranks(table.value.to_numpy(), np.array(replicates), plan.level)
     return pd.concat([table, ranks], axis=1).sort_values('rank', kind='stable')
 
-# %% ../nbs/16_similarity.ipynb #ranks
-def _ranks(values, replicates, level):
-    "Rank of each of `s` sources, between which ranks it lies, and whether the best is ahead of it"
-    there = ~np.isnan(values)
-    rank = rankdata(-values, 'min', nan_policy='omit')
-    n_pairs = there.sum() * (there.sum() - 1) / 2
-    needed = norm.ppf(1 - (1 - level) / 2 / max(1, n_pairs))
-    def ahead(i, j):
-        gaps = replicates[i] - replicates[j]
-        gaps = gaps[np.isfinite(gaps)]
-        spread = gaps.std(ddof=1) if len(gaps) > 1 else 0
-        return spread > 1e-9 * np.nanmax(abs(values)) and values[i] - values[j] > needed * spread
-    wins = np.array([[ahead(i, j) for j in range(len(values))] for i in range(len(values))])
-    verdict = np.full(len(values), 'no score', object)
-    if there.any():
-        best = np.nanargmax(values)
-        verdict[there] = np.where(wins[best], 'worse', 'not distinguishable')[there]
-        verdict[best] = 'best'
-    low = np.where(there, 1 + wins.sum(0), np.nan)
-    high = np.where(there, there.sum() - wins.sum(1), np.nan)
-    table = pd.DataFrame(dict(rank=rank, rank_low=low, rank_high=high)).astype('Int64')
-    return table.assign(verdict=verdict)
+def _try_source(name, source, out, plan):
+    "A score of one source; of one that cannot be scored, NaN and the reason"
+    score = SCORES[name]
+    x = _seen_by(score, out).double().numpy()
+    try: return _try_score(score, x, out.labels.numpy(), plan)
+    except ValueError as error:
+        if plan.strict: raise ValueError(f'rank_sources: {source}: {error}') from error
+        none = Fitness(np.nan, np.nan, np.nan, (str(error),))
+        return _Tried(none, np.full(len(plan.halves), np.nan), 0)
 
 # %% ../nbs/16_similarity.ipynb #plot-ranking
 def plot_ranking(
@@ -555,19 +669,21 @@ def plot_ranking(
     score:str='LogME',    # a score that it has
     ax:Axes=None,         # matplotlib axes; new if None
 )->Axes:                  # the axes
-    "Plot a score of each source with its interval, the best on top; raises for a score it has not"
+    """Plot a score of each source with its interval, the best on top
+
+    Raises `ValueError` for a score that the ranking has not."""
     if score not in set(ranking.score):
         raise ValueError(f'plot_ranking: a score among {ranking.score.unique().tolist()} is '
                          f'needed; got {score!r}')
-    rows = ranking[(ranking.score == score) & ranking.value.notna()].reset_index(drop=True)
-    size = 8, 1 + .4 * len(rows)
-    ax = ax or plt.subplots(figsize=size, layout='constrained')[1]
-    for i, o in rows.iterrows():
-        clear = o.verdict == 'worse'
-        ax.errorbar(o.value, i, xerr=[[o.value - o.low], [o.high - o.value]], capsize=3,
-                    fmt='s' if clear else 'o', mfc='none' if clear else 'C0', color='C0')
-    ax.set_yticks(range(len(rows)), [f'{o.source}: {o.verdict}' for o in rows.itertuples()])
-    ax.invert_yaxis()
+    rows = ranking[(ranking.score == score) & ranking.value.notna()]
+    if ax is None:
+        size = 8, 1 + .4 * len(rows)
+        ax = plt.subplots(figsize=size, layout='constrained')[1]
+    worse = (rows.verdict == 'worse').tolist()
+    names = [f'{row.source}: {row.verdict}' for row in rows.itertuples()]
+    looks = [dict(fmt='s' if is_worse else 'o', color='C0') for is_worse in worse]
+    plot_intervals(rows.value, rows.low, rows.high, names, ax=ax,
+                   filled=[not is_worse for is_worse in worse], looks=looks)
     ax.set(xlabel=f'{score}, with its interval',
            title=f'{len(rows)} sources; open squares: worse than the best')
     return ax

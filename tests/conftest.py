@@ -3,6 +3,7 @@ import pytest
 from helpers import ROOT, find_browser, run_ok
 
 cache_key = pytest.StashKey[tempfile.TemporaryDirectory]()
+SLOW = 'chapter', 'browser', 'process', 'training', 'nightly'   # what `pytest -m quick` leaves out
 
 def pytest_addoption(parser):
     parser.addoption('--cifar', action='store_true', help='run the cells marked #| cifar too (needs the CIFAR data)')
@@ -16,12 +17,21 @@ def pytest_configure(config):
 def pytest_unconfigure(config):
     if cache_key in config.stash: config.stash[cache_key].cleanup()
 
+@pytest.hookimpl(tryfirst=True)   # before `-m quick` chooses
 def pytest_collection_modifyitems(items):
-    "Chapters take longest: of two processes, which get half of the tests each, both begin with some"
-    chapters = [o for o in items if o.path.name == 'test_chapters.py']
-    others = [o for o in items if o.path.name != 'test_chapters.py']
-    half = len(others) // 2
-    items[:] = [*chapters[::2], *others[:half], *chapters[1::2], *others[half:]]
+    """Mark what is quick; put first what takes longest
+
+    Of two processes, which get half of the tests each, both begin with some of it."""
+    for item in items:
+        if not any(map(item.get_closest_marker, SLOW)): item.add_marker('quick')
+    slow = sorted((o for o in items if not o.get_closest_marker('quick')), key=how_soon)
+    quick = [o for o in items if o.get_closest_marker('quick')]
+    half = len(quick) // 2
+    items[:] = [*slow[::2], *quick[:half], *slow[1::2], *quick[half:]]
+
+def how_soon(item):
+    "Chapters come first; the tests of one file stay together"
+    return not item.get_closest_marker('chapter'), item.path.name
 
 @pytest.fixture(scope='session')
 def one_thread():

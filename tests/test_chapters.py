@@ -2,6 +2,7 @@
 import pytest
 from helpers import NOTEBOOKS, ROOT, find_script, run
 
+@pytest.mark.chapter
 @pytest.mark.parametrize('notebook', NOTEBOOKS, ids=lambda o: o.stem)
 def test_chapter(notebook, request, one_thread):
     cifar = ['--flags', 'cifar', '--cell-timeout', '0'] if request.config.getoption('cifar') else []

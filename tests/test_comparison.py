@@ -1,16 +1,17 @@
 "Intervals hold, pairs stay pairs, a store repeats nothing, costs are what was done, and the test split waits for the end"
-import inspect, json, re, time, zlib
+import json, re, time, zlib
+from dataclasses import replace
 from functools import lru_cache
 from html.parser import HTMLParser
 from itertools import product
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 import joblib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import assume, given, strategies as st
 from joblib.parallel import ThreadingBackend
 from pandas.testing import assert_frame_equal
 from scipy import stats
@@ -18,10 +19,12 @@ from sklearn.metrics import confusion_matrix, recall_score
 from torch.utils.flop_counter import FlopCounterMode
 from helpers import find_browser, run, saying, some, write_folder
 from nbtransfer import comparison
-from nbtransfer.comparison import STRATEGIES, Comparison, compare, epochs_for, load_comparison, paired_interval, run_one
+from nbtransfer.comparison import STRATEGIES, Budget, Comparison, compare, epochs_for, load_comparison, paired_interval, run_one
+from nbtransfer.folders import image_folder
 from nbtransfer.networks import count_params, create_network, stages, tensors_of
 from nbtransfer.pretraining import Quiet
-from nbtransfer.tasks import Task, digits, image_folder
+from nbtransfer.sources import read_source
+from nbtransfer.tasks import Task, digits
 from nbtransfer.weights import pretrained
 
 @pytest.fixture(autouse=True)
@@ -40,6 +43,13 @@ def simulated(results, **kwargs):
     "A comparison of `{(strategy, per_class): accuracies}`, seeds from 0"
     rows = [dict(strategy=s, per_class=n, seed=i, accuracy=a) for (s, n), v in results.items() for i, a in enumerate(v)]
     return Comparison(pd.DataFrame(rows), 'made up', **kwargs)
+
+def drawn(n_by_day, n_at_night, check, *strategies):
+    "A check as two tests: with a few examples, and with all of them in the nightly run"
+    by_day, at_night = (some(n)(given(*strategies)(FunctionType(check.__code__, globals(), check.__name__))) for n in (n_by_day, n_at_night))
+    return by_day, pytest.mark.nightly(at_night)
+
+nightly = pytest.mark.nightly
 
 # Intervals
 
@@ -63,9 +73,7 @@ def test_intervals_known_by_hand():
 accuracies = st.integers(0, 1000).map(lambda o: o / 10)
 pairs = st.lists(st.tuples(accuracies, accuracies), min_size=2, max_size=12).map(np.transpose)
 
-@some(60)
-@given(pairs, st.floats(.5, .99))
-def test_interval_is_scipys_stretched(pair, level):
+def check_interval_is_scipys_stretched(pair, level):
     a, b = pair
     d = b - a
     mean, low, high = paired_interval(a, b, level)
@@ -73,6 +81,8 @@ def test_interval_is_scipys_stretched(pair, level):
     if np.ptp(d) < 1e-9: return
     offsets = np.array(percentiles(d - d.mean(), level))
     assert np.allclose((low, high), mean + stretch(len(d), level) * offsets, atol=1e-9)
+
+test_interval_is_scipys_stretched, test_interval_is_scipys_stretched_at_night = drawn(15, 60, check_interval_is_scipys_stretched, pairs, st.floats(.5, .99))
 
 def test_many_seeds_give_the_intervals_of_scipy():
     "Within 5 % of their width: 9,999 resamples leave 1 or 2 % to chance"
@@ -83,7 +93,7 @@ def test_many_seeds_give_the_intervals_of_scipy():
         ours = np.array(paired_interval(a, b)[1:])
         for theirs in (percentiles(b - a), students(a, b)): assert np.allclose(ours, theirs, atol=.05 * np.ptp(ours))
 
-@pytest.mark.parametrize('m', [3, 4, 5, 8, 12, 20])
+@pytest.mark.parametrize('m', [3, *(pytest.param(m, marks=nightly) for m in (4, 5, 8, 12)), 20])
 def test_few_seeds_give_students_width_on_average(m):
     rng = np.random.default_rng(m)
     pairs = [rng.normal(70, 3, (2, m)) for _ in range(100)]
@@ -105,6 +115,32 @@ def test_bad_levels_are_refused(level):
 @pytest.mark.parametrize('a, b', [([1], [2]), ([], []), ([1, 2], [1, 2, 3]), (1, 2), ([[1, 2]], [[1, 2]]), ([1, np.nan], [1, 2]),
     ([1, 2], [np.inf, 2])])
 def test_bad_results_are_refused(a, b):
+    with saying('paired_interval', 'needed', 'got'): paired_interval(a, b)
+
+def check_interval_moves_with_the_results(pair, level, shift):
+    a, b = pair
+    interval = np.array(paired_interval(a, b, level))
+    assert np.allclose(paired_interval(a + shift, b + shift, level), interval, atol=1e-9)
+    assert np.allclose(paired_interval(a, b + shift, level), interval + shift, atol=1e-9)
+    mean, low, high = interval
+    assert np.allclose(paired_interval(b, a, level), (-mean, -high, -low), atol=1e-9)
+
+test_interval_moves_with_the_results, test_interval_moves_with_the_results_at_night = drawn(15, 100, check_interval_moves_with_the_results, pairs,
+    st.floats(.01, .99), accuracies)
+
+def check_interval_widens_with_level(pair, one, other):
+    "At lower levels the ends are near the median of the resamples, which need not be the mean"
+    small, large = sorted([one, other])
+    assume(large - small > 1e-3)
+    (mean, low, high), (same, lower, higher) = (paired_interval(*pair, level) for level in (small, large))
+    assert mean == same and lower <= low <= mean <= high <= higher
+    if np.ptp(pair[1] - pair[0]) > 1e-6: assert lower < low < mean < high < higher
+
+test_interval_widens_with_level, test_interval_widens_with_level_at_night = drawn(20, 100, check_interval_widens_with_level, pairs, st.floats(.6, .99),
+    st.floats(.6, .99))
+
+@pytest.mark.parametrize('a, b', [([1], [2]), ([1, 2], [1, 2, 3]), ([1], [1, 2, 3]), (1, 2)])
+def test_pairs_without_partners(a, b):
     with saying('paired_interval', 'needed', 'got'): paired_interval(a, b)
 
 # Pairs
@@ -130,24 +166,24 @@ def students_z(a, b):
     d, z = b - a, stats.norm.ppf(.975)
     return d.mean() - z * d.std() / len(d)**.5, d.mean() + z * d.std() / len(d)**.5
 
-@pytest.mark.parametrize('m', [3, 5])
-def test_no_difference_is_not_found(m):
-    one, two = planted(m, 0, 500)
+each_number_of_seeds = pytest.mark.parametrize('m, n', [(3, 150), *(pytest.param(m, 500, marks=nightly) for m in (3, 5))])
+
+@each_number_of_seeds
+def test_no_difference_is_not_found(m, n):
+    one, two = planted(m, 0, n)
     assert verdicts(one, two)['not distinguishable'] >= .93
     for plain in (lambda a, b: percentiles(b - a), students_z):   # the line above would notice
         assert share_without_0(plain, one[:150], two[:150]) > .12
 
-@pytest.mark.parametrize('m', [3, 5])
-def test_large_difference_is_found(m):
-    one, two = planted(m, 5, 100)
+@each_number_of_seeds
+def test_large_difference_is_found(m, n):
+    one, two = planted(m, 5, n // 5)
     assert verdicts(one, two)['better'] > .98 and verdicts(two, one)['worse'] > .98
     assert share_without_0(welch, one, two) < .2   # without pairs it drowns in what seeds have in common
 
 def shuffled(frame, rng): return frame.iloc[rng.permutation(len(frame))]
 
-@some(20)
-@given(st.integers(0, 2**31))
-def test_order_of_rows_does_not_matter_and_seeds_do(seed):
+def check_order_of_rows_does_not_matter_and_seeds_do(seed):
     rng = np.random.default_rng(seed)
     one, two = planted(5, 1, 1, seed)
     result = simulated({('scratch', 1): one[0], ('tuned', 1): two[0], ('scratch', 5): one[0], ('tuned', 5): two[0]})
@@ -161,6 +197,9 @@ def test_order_of_rows_does_not_matter_and_seeds_do(seed):
     after = found(mixed)
     assert np.allclose(after.loc['tuned', 1], before.loc['tuned', 1]) and np.allclose(after.difference, before.difference)
     assert abs(after.loc[('tuned', 5), 'high'] - before.loc[('tuned', 5), 'high']) > .1
+
+test_order_of_rows_does_not_matter_and_seeds_do, test_order_of_rows_does_not_matter_and_seeds_do_at_night = drawn(5, 20,
+    check_order_of_rows_does_not_matter_and_seeds_do, st.integers(0, 2**31))
 
 def test_only_seeds_of_both_are_compared():
     result = simulated({('scratch', 1): [1, 2, 4], ('tuned', 1): [2, 4, 5, 99], ('other', 1): [5]})
@@ -184,20 +223,22 @@ def test_words_say_what_the_numbers_do():
 def crc(*parts): return zlib.crc32(repr(parts).encode())
 
 class Runs(list):
-    "What was asked of `_run`, and made-up rows for it"
+    "What was asked of `_train`, and made-up rows for it"
     def __init__(self, stop_at=None, error=KeyboardInterrupt, valid=None): self.stop_at, self.error, self.valid = stop_at, error, valid
 
-    def __call__(self, how, task, source, n_looks, test, **o):
+    def __call__(self, run, how, task, source):
         if self.stop_at == len(self): raise self.error
-        self.append(SimpleNamespace(test=test, task=task, **o))
-        rng, points = np.random.default_rng(crc(o['strategy'], o['per_class'], o['seed'], o['lr_max'])), [1, o['n_epochs']]
+        lr_max, n_epochs = run.budget.lr_max, run.budget.n_epochs
+        o = SimpleNamespace(strategy=run.strategy, per_class=run.per_class, seed=run.seed, lr_max=lr_max, n_epochs=n_epochs, test=run.test, task=task)
+        self.append(o)
+        rng, points = np.random.default_rng(crc(o.strategy, o.per_class, o.seed, lr_max)), [1, n_epochs]
         curve = np.sort(rng.integers(0, 1000, 2) / 10)
-        if self.valid: curve[-1] = self.valid(o['strategy'], o['lr_max'])
-        row = dict(strategy=o['strategy'], per_class=o['per_class'], seed=o['seed'], accuracy=np.nan, valid_accuracy=curve[-1],
-            lr_max=o['lr_max'] or .01, n_epochs=o['n_epochs'], n_steps=3 * o['n_epochs'], time_s=rng.random() * o['n_epochs'], cpu_s=1.,
-            flops=10**9 * o['n_epochs'], device='cpu', precision='float32', curve_epochs=points, curve_time_s=list(rng.random(2)), curve_cpu_s=[.5, 1.],
+        if self.valid: curve[-1] = self.valid(o.strategy, lr_max)
+        row = dict(strategy=o.strategy, per_class=o.per_class, seed=o.seed, accuracy=np.nan, valid_accuracy=curve[-1],
+            lr_max=lr_max or .01, n_epochs=n_epochs, n_steps=3 * n_epochs, time_s=rng.random() * n_epochs, cpu_s=1.,
+            flops=10**9 * n_epochs, device='cpu', precision='float32', curve_epochs=points, curve_time_s=list(rng.random(2)), curve_cpu_s=[.5, 1.],
             curve_flops=[10**9 * p for p in points], curve_accuracy=list(curve))
-        if not test: return row
+        if not run.test: return row
         truth = task.labels[task.splits['test']]
         guess = np.where(rng.random(len(truth)) < .7, truth, rng.integers(0, task.n_classes, len(truth)))
         return dict(row, accuracy=100 * (guess == truth.numpy()).mean(), predicted=guess.astype(np.int16))
@@ -207,24 +248,31 @@ class Runs(list):
 @pytest.fixture
 def runs(monkeypatch):
     made = Runs()
-    monkeypatch.setattr(comparison, '_run', made)
+    monkeypatch.setattr(comparison, '_train', made)
     return made
 
 source = lru_cache(network)
 
+@lru_cache
+def tiny():
+    "Digits with fewer pictures to look at after training"
+    splits = digits().splits
+    return digits().replaced(splits=dict(splits, valid=splits['valid'][::6], test=splits['test'][::10]))
+
 def quick(path=None, per_class=(1,), strategies=('scratch', 'head only'), seeds=2, task=None, src=None, **kwargs):
     kwargs = dict(n_epochs=2, progress=False, path=path) | kwargs
-    return compare(task or digits(), src or source(), per_class, strategies, seeds, **kwargs)
+    return compare(task or digits(), src or source(), per_class, strategies, seeds=seeds, **kwargs)
 
 # The store
 
+@pytest.mark.training
 def test_a_store_is_written_by_one_at_a_time(monkeypatch, tmp_path):
-    def meddles(task, source, *args):
-        with saying('another process', 'kept', error=RuntimeError): quick(tmp_path/'kept', strategies=['head only'])
-        return STRATEGIES['head only'](task, source, *args)
+    def meddles(*args, **kwargs):
+        with saying('another process', 'kept', error=RuntimeError): quick(tmp_path/'kept', task=tiny(), strategies=['head only'])
+        return STRATEGIES['head only'](*args, **kwargs)
     monkeypatch.setitem(STRATEGIES, 'meddles', meddles)
-    assert len(quick(tmp_path/'kept', strategies=['meddles']).runs) == 2
-    assert len(quick(tmp_path/'kept', strategies=['meddles', 'scratch']).runs) == 4
+    assert len(quick(tmp_path/'kept', task=tiny(), strategies=['meddles']).runs) == 2
+    assert len(quick(tmp_path/'kept', task=tiny(), strategies=['meddles', 'scratch']).runs) == 4
     assert {o.name for o in tmp_path.iterdir()} == {'kept.json', 'kept.parquet'}
 
 def test_only_what_is_missing_is_run(runs, tmp_path):
@@ -261,16 +309,17 @@ def test_interrupted_comparison_goes_on(runs, tmp_path, rates, stop_at):
     assert_frame_equal(result.runs, whole.runs, check_dtype=False)
     if rates: assert_frame_equal(result.choices(), whole.choices())
 
+@pytest.mark.training
 def test_interrupted_training_goes_on(monkeypatch, tmp_path):
     calls = []
-    def strategy(task, source, n_epochs, lr, seed, bs, cbs):
+    def strategy(task, source, budget, *, seed, cbs):
         calls.append(seed)
         if len(calls) == 3: raise KeyboardInterrupt
-        return STRATEGIES['head only'](task, source, n_epochs, lr, seed, bs, cbs)
+        return STRATEGIES['head only'](task, source, budget, seed=seed, cbs=cbs)
     monkeypatch.setitem(STRATEGIES, 'mine', strategy)
-    with pytest.raises(KeyboardInterrupt): quick(tmp_path/'kept', strategies=['mine'], seeds=4, n_epochs=1)
+    with pytest.raises(KeyboardInterrupt): quick(tmp_path/'kept', task=tiny(), strategies=['mine'], seeds=4, n_epochs=1)
     kept = load_comparison(tmp_path/'kept').runs
-    result = quick(tmp_path/'kept', strategies=['mine'], seeds=4, n_epochs=1)
+    result = quick(tmp_path/'kept', task=tiny(), strategies=['mine'], seeds=4, n_epochs=1)
     assert calls == [0, 1, 2, 2, 3] and result.runs.seed.tolist() == [0, 1, 2, 3]
     assert_frame_equal(result.runs[:2], kept)
 
@@ -393,6 +442,22 @@ def test_nothing_that_pandas_will_drop_is_used(runs, tmp_path):
     runs.valid = lambda s, lr: np.nan if lr == 1 else 50.
     for _ in range(2): list(all_tables(quick(tmp_path/'kept', rates=(1e-3, 1), seeds=2 + _)))
 
+@pytest.mark.training
+def test_comparison_of_a_source_without_a_recipe():
+    "A card may say how to feed a network and not how it was trained"
+    result = quick(task=tiny(), strategies=['head only'], n_epochs=1)
+    assert source().card['recipe'] is None and result.title == 'source to digits' and len(result.runs) == 2
+
+def test_runs_that_could_not_be_written(runs, tmp_path, monkeypatch):
+    quick(tmp_path/'runs', strategies=['head only'], n_epochs=1)
+    before = bytes_of(tmp_path)
+    def write_half(self, file, **kwargs):
+        file.write(b'half')
+        raise OSError('No space left on device')
+    monkeypatch.setattr(pd.DataFrame, 'to_parquet', write_half)
+    with saying('No space left', error=OSError): quick(tmp_path/'runs', strategies=['head only'], n_epochs=1, seeds=3)
+    assert bytes_of(tmp_path) == before
+
 # The search
 
 def test_search_is_the_same_for_all_strategies(runs):
@@ -416,26 +481,30 @@ def test_best_rate_on_valid_is_chosen(runs, tmp_path):
 
 cnn = lru_cache(lambda: network('article_cnn'))
 
+@pytest.mark.training
 def test_rate_that_diverges_is_not_chosen():
-    result = quick(strategies=['copy and tune'], src=cnn(), rates=(1e6, 1e-3), n_epochs=3)
+    result = quick(task=tiny(), strategies=['copy and tune'], src=cnn(), rates=(1e6, 1e-3), n_epochs=3)
     assert result.trials.set_index('lr_max').valid_accuracy.isna().to_dict() == {1e6: True, 1e-3: False}
     assert set(result.runs.lr_max) == {1e-3} and result.choices().loc[(1, 'copy and tune'), 'chosen'] == 1e-3
 
+@pytest.mark.training
 def test_no_rate_is_chosen_where_all_diverge():
     with saying('compare', 'copy and tune', '1 labels', '1000000.0', error=RuntimeError):
-        quick(strategies=['copy and tune'], src=cnn(), rates=(1e6, 1e7), n_epochs=3)
+        quick(task=tiny(), strategies=['copy and tune'], src=cnn(), rates=(1e6, 1e7), n_epochs=3)
 
+@pytest.mark.training
 def test_rate_that_diverges_leaves_no_trace_in_the_runs(tmp_path):
-    quick(tmp_path/'kept', rates=(1e-3, 1e30), strategies=['scratch'])
+    quick(tmp_path/'kept', rates=(1e-3, 1e30), task=tiny(), strategies=['scratch'])
     kept = load_comparison(tmp_path/'kept')
     assert kept.runs.notna().all(axis=None) and kept.trials.n_epochs.eq(2).all() and 'bs' not in kept.trials
 
+@pytest.mark.training
 def test_run_that_diverges_is_named(monkeypatch):
-    def strategy(task, source, n_epochs, lr, seed, bs, cbs):
-        return STRATEGIES['copy and tune'](task, source, n_epochs, 1e6 if seed else 1e-3, seed, bs, cbs)
+    def strategy(task, source, budget, *, seed, cbs):
+        return STRATEGIES['copy and tune'](task, source, replace(budget, lr_max=1e6 if seed else 1e-3), seed=seed, cbs=cbs)
     monkeypatch.setitem(STRATEGIES, 'mine', strategy)
     with saying('compare', 'strategy mine', 'seed 1', 'StopOnNaN', error=RuntimeError):
-        quick(strategies=['mine'], src=cnn(), n_epochs=3)
+        quick(task=tiny(), strategies=['mine'], src=cnn(), n_epochs=3)
 
 # What a run does
 
@@ -459,12 +528,11 @@ class Log(Quiet):
     def splits(self): return [s for i, (s, _) in enumerate(self.batches) if not i or s != self.batches[i-1][0]]
 
 def logged(monkeypatch, wait=lambda learn: None):
-    logs, real = [], comparison._run
-    def _run(*args, **o):
-        asked = inspect.signature(real).bind(*args, **o).arguments
-        logs.append(Log(SimpleNamespace(**asked), wait))
-        return real(*args, **o)
-    monkeypatch.setattr(comparison, '_run', _run)
+    logs, real = [], comparison._train
+    def train(run, *args):
+        logs.append(Log(run, wait))
+        return real(run, *args)
+    monkeypatch.setattr(comparison, '_train', train)
     monkeypatch.setattr(comparison, 'Quiet', lambda: logs[-1])
     return logs
 
@@ -473,22 +541,25 @@ def whole():
     "All strategies, in three epochs of two steps: the comparison, and a log of each run"
     with pytest.MonkeyPatch.context() as m:
         logs = logged(m)
-        result = quick(strategies=list(STRATEGIES), n_epochs=3, bs=4, n_looks=2, rates=(1e-3,), trial_epochs=2)
+        result = quick(task=tiny(), strategies=list(STRATEGIES), n_epochs=3, bs=4, n_looks=2, rates=(1e-3,), trial_epochs=2)
     return result, logs
 
 def of_runs(logs): return [o for o in logs if o.who.test]
 
+@pytest.mark.training
 def test_batches_are_the_same_for_all_strategies(whole):
     own = {seed: [tuple(o.trained) for o in of_runs(whole[1]) if o.who.seed == seed] for seed in (0, 1)}
     for o in own.values(): assert len(o) == len(STRATEGIES) and len(set(o)) == 1 and len(set(o[0])) == 6
     assert not set(own[0][0]) & set(own[1][0])
 
+@pytest.mark.training
 def test_every_strategy_trains_for_its_epochs(whole):
     result, logs = whole
     assert [o.n_steps for o in of_runs(logs)] == [6] * 2 * len(STRATEGIES)
     assert set(result.runs.n_epochs) == {3} and set(result.runs.n_steps) == {6}
     assert [o.n_steps for o in logs if not o.who.test] == [4] * len(STRATEGIES)
 
+@pytest.mark.training
 def test_test_split_is_looked_at_once_and_last(whole):
     _, logs = whole
     assert len(of_runs(logs)) == 2 * len(STRATEGIES)
@@ -497,12 +568,14 @@ def test_test_split_is_looked_at_once_and_last(whole):
     for o in logs:
         if not o.who.test: assert set(o.splits()) == {'train', 'valid'}
 
+@pytest.mark.training
 def test_valid_is_looked_at_after_the_stated_epochs(whole):
     result, logs = whole
     assert all(o == [2, 3] for o in result.runs.curve_epochs)
     for o in of_runs(logs): assert o.splits() == ['train', 'valid'] * 2 + ['test']
     assert [o[-1] for o in result.runs.curve_accuracy] == result.runs.valid_accuracy.tolist()
 
+@pytest.mark.training
 def test_flops_are_those_of_all_training(whole):
     result, logs = whole
     counted = {(o.who.strategy, o.who.seed): o.flops for o in of_runs(logs)}
@@ -513,6 +586,7 @@ def test_flops_are_those_of_all_training(whole):
     assert cost['scratch'] == cost['partial depth'] == cost['copy and tune']
     assert all(o[-1] == f and o[0] < f for o, f in zip(result.runs.curve_flops, result.runs.flops))
 
+@pytest.mark.training
 def test_time_is_that_of_training(monkeypatch):
     "By a clock that each batch of validation moves on by 100 s, then each of training"
     real, passed = time.perf_counter, []
@@ -520,16 +594,18 @@ def test_time_is_that_of_training(monkeypatch):
     for training, fits in ((False, lambda s: 0 < s < 100), (True, lambda s: s >= 2 * 2 * 100)):
         with monkeypatch.context() as m:
             logged(m, lambda learn: passed.append(learn) if learn.training == training else None)
-            row = run_one('head first', digits(), source(), 1, 0, 5, n_epochs=2)
+            row = run_one('head first', tiny(), source(), Budget(n_epochs=2, bs=5), per_class=1)
         assert fits(row['time_s']) and row['curve_time_s'][-1] == row['time_s']
 
+@pytest.mark.training
 @pytest.mark.parametrize('n_epochs, n_looks, at', [(1, 5, [1]), (3, 5, [1, 2, 3]), (5, 5, [1, 2, 3, 4, 5]), (5, 2, [2, 5]), (4, 1, [4])])
 def test_looks_are_evenly_spread(n_epochs, n_looks, at):
-    row = run_one('gradual', digits(), source(), 1, 0, 10, n_epochs=n_epochs, n_looks=n_looks)
+    row = run_one('gradual', tiny(), source(), Budget(n_epochs=n_epochs, bs=10, n_looks=n_looks), per_class=1)
     assert row['curve_epochs'] == at and row['n_epochs'] == row['n_steps'] == n_epochs and len(row['curve_accuracy']) == len(at)
 
+@pytest.mark.training
 def test_looks_change_nothing():
-    rows = [run_one('gradual', digits(), source(), 1, 0, 10, n_epochs=3, n_looks=n) for n in (1, 3)]
+    rows = [run_one('gradual', tiny(), source(), Budget(n_epochs=3, bs=10, n_looks=n), per_class=1) for n in (1, 3)]
     assert rows[0]['accuracy'] == rows[1]['accuracy'] and (rows[0]['predicted'] == rows[1]['predicted']).all()
 
 @some(50)
@@ -539,29 +615,33 @@ def test_epochs_make_at_least_the_steps(n, n_steps, bs):
     epochs, steps = epochs_for(task, n_steps, bs), n // min(n, bs)
     assert epochs * steps >= n_steps > (epochs - 1) * steps
 
+@pytest.mark.training
 @pytest.mark.parametrize('kind', ['resnet9', 'article_cnn'])
 def test_partial_depth_carries_the_first_half(kind):
     src = network(kind)
     src.arch = dict(src.arch)
-    learn = STRATEGIES['partial depth'](digits().subset(1), comparison._read(src), 1, None, 0, 10, [Quiet()])
-    rows = learn.receipt.rows
+    learn = STRATEGIES['partial depth'](digits().subset(1), read_source(src), Budget(n_epochs=1, bs=10), seed=0, cbs=[Quiet()])
+    rows = learn.record.receipt.rows
     carried = set(rows.tensor[rows.carried > 0])
     n = len(stages(src)) // 2
     assert carried == tensors_of(learn.model, [s.name for s in stages(src)][:n]) - {
         o for o in learn.model.state_dict() if 'num_batches' in o and o not in carried}
 
+@pytest.mark.training
 def test_scratch_carries_nothing_and_has_the_same_network():
-    train, options = STRATEGIES['scratch'], (1, None, 0, 10)
-    one, two = (train(digits().subset(1), comparison._read(network(seed=s)), *options, [Quiet()]).model for s in (0, 1))
+    train, budget = STRATEGIES['scratch'], Budget(n_epochs=1, bs=10)
+    one, two = (train(digits().subset(1), read_source(network(seed=s)), budget, seed=0, cbs=[Quiet()]).model for s in (0, 1))
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values()))
     assert count_params(one.body) == count_params(network().body)
 
+@pytest.mark.training
 def test_one_run_is_a_row_of_the_comparison(whole):
-    row = run_one('gradual', digits(), source(), 1, 1, 4, n_epochs=3, lr_max=np.float64(1e-3), n_looks=2)
+    row = run_one('gradual', tiny(), source(), Budget(n_epochs=3, bs=4, lr_max=np.float64(1e-3), n_looks=2), per_class=1, seed=1)
     same = whole[0].runs.query('strategy == "gradual" and seed == 1').iloc[0]
     assert set(row) == set(same.index) and row['accuracy'] == same.accuracy and (row['predicted'] == same.predicted).all()
     assert row['curve_accuracy'] == same.curve_accuracy and row['flops'] == same.flops
 
+@pytest.mark.training
 @pytest.mark.filterwarnings('ignore:image_folder')
 def test_pictures_in_files_are_compared_too(monkeypatch, tmp_path):
     task = image_folder(write_folder(tmp_path/'pets', 30), in_memory=False)
@@ -571,6 +651,7 @@ def test_pictures_in_files_are_compared_too(monkeypatch, tmp_path):
     for one, two in trained: assert one == two and len(one) == 6
     result.show_examples(task, 'head first', 3, n=2)
 
+@pytest.mark.training
 def test_batches_of_files_are_the_same_beside_dropout(monkeypatch, tmp_path):
     "Dropout draws from torch's own generator, augmentation must not"
     task = image_folder(write_folder(tmp_path/'pets', 30), in_memory=False)
@@ -593,6 +674,8 @@ def same(one, two):
 
 alone = lru_cache(lambda: quick(strategies=('scratch', 'gradual'), rates=(1e-3, 1e-2)))
 
+@pytest.mark.process
+@pytest.mark.training
 def test_runs_side_by_side_are_the_same(tmp_path):
     same(quick(tmp_path/'kept', strategies=('scratch', 'gradual'), rates=(1e-3, 1e-2), n_jobs=2), alone())
     same(load_comparison(tmp_path/'kept'), alone())
@@ -606,25 +689,28 @@ class Elsewhere(ThreadingBackend):
 
 joblib.register_parallel_backend('elsewhere', Elsewhere)
 
+@pytest.mark.training
 def test_another_backend_can_be_chosen():
     "Even one of threads, such as Dask's: they share torch's random numbers, the runs must not"
     with joblib.parallel_config(backend='elsewhere', n_jobs=2): same(quick(strategies=('scratch', 'gradual'), rates=(1e-3, 1e-2)), alone())
     assert Elsewhere.used
 
+@pytest.mark.training
 def test_backend_that_gives_all_at_the_end():
     "As Ray's does, which is made of that of multiprocessing"
     class AtTheEnd(ThreadingBackend): supports_return_generator = False
     joblib.register_parallel_backend('at the end', AtTheEnd)
     with joblib.parallel_config(backend='at the end', n_jobs=1): same(quick(strategies=('scratch', 'gradual'), rates=(1e-3, 1e-2)), alone())
 
+@pytest.mark.training
 def test_failure_elsewhere_is_named_and_what_was_finished_kept(tmp_path, monkeypatch):
-    def strategy(task, source, n_epochs, lr, seed, bs, cbs):
+    def strategy(task, source, budget, *, seed, cbs):
         if seed == 2: raise RuntimeError('on purpose')
-        return STRATEGIES['head only'](task, source, n_epochs, lr, seed, bs, cbs)
+        return STRATEGIES['head only'](task, source, budget, seed=seed, cbs=cbs)
     monkeypatch.setitem(STRATEGIES, 'mine', strategy)
     with joblib.parallel_config(backend='elsewhere', n_jobs=1):
         with saying('compare', 'strategy mine', 'seed 2', 'on purpose', error=RuntimeError):
-            quick(tmp_path/'kept', strategies=['mine'], seeds=3, n_epochs=1)
+            quick(tmp_path/'kept', task=tiny(), strategies=['mine'], seeds=3, n_epochs=1)
     assert len(load_comparison(tmp_path/'kept').runs) == 2
 
 # Classes
@@ -735,8 +821,9 @@ def test_table_keeps_the_order_of_strategies_and_labels(runs):
     assert list(result.table().index) == ['scratch', 'copy and tune', 'gradual'] and list(result.table()) == [1, 5, 20]
     assert 'nan' not in repr(simulated({('scratch', 1): [70.]}))
 
+@pytest.mark.training
 def test_repeated_runs_are_the_same(whole):
-    again = quick(strategies=['head first'], n_epochs=3, bs=4, n_looks=2, rates=(1e-3,), trial_epochs=2)
+    again = quick(task=tiny(), strategies=['head first'], n_epochs=3, bs=4, n_looks=2, rates=(1e-3,), trial_epochs=2)
     own = whole[0].runs[whole[0].runs.strategy == 'head first']
     assert own.accuracy.tolist() == again.runs.accuracy.tolist() and own.curve_accuracy.tolist() == again.runs.curve_accuracy.tolist()
 
@@ -744,8 +831,8 @@ def test_repeated_runs_are_the_same(whole):
 
 bad = [(dict(bs=0), 'bs'), (dict(bs=-1), 'bs'), (dict(n_epochs=0), 'n_epochs'), (dict(n_epochs=-1), 'epochs'), (dict(n_epochs=1.5), 'epochs'),
     (dict(n_epochs=None, n_steps=0), 'n_steps'), (dict(n_looks=0), 'n_looks'), (dict(per_class=()), 'labels'),
-    (dict(per_class=(-1,)), '-1'), (dict(per_class=(98,)), '98'), (dict(strategies=()), 'strategies'),
-    (dict(strategies=('magic',)), 'magic'), (dict(seeds=1), 'seeds'), (dict(seeds=0), 'seeds'), (dict(seeds=1001, rates=(1e-3,)), 'seeds'),
+    (dict(per_class=(-1,)), '-1'), (dict(per_class=(1, 98)), '98 per class asked for; class 8 has 97'), (dict(strategies=()), 'strategies'),
+    (dict(strategies=('magic',)), 'magic'), (dict(seeds=1), '(got 1)'), (dict(seeds=0), 'seeds'), (dict(seeds=1001, rates=(1e-3,)), 'seeds'),
     (dict(rates=(0.,)), 'rates'),
     (dict(rates=(-1e-3,)), 'rates'), (dict(rates=(np.nan, 1e-3)), 'rates'), (dict(rates=(np.inf,)), 'rates'),
     (dict(rates=(1e-3,), trial_epochs=0), 'trial_epochs'), (dict(rates=(1e-3,), trial_epochs=-1), 'epochs')]
@@ -753,7 +840,9 @@ bad = [(dict(bs=0), 'bs'), (dict(bs=-1), 'bs'), (dict(n_epochs=0), 'n_epochs'), 
 @pytest.mark.parametrize('what, name', [(dict(strategy='magic'), 'magic'), (dict(per_class=98), '98'), (dict(bs=0), 'bs'), (dict(lr_max=-1.), 'rates'),
     (dict(n_epochs=0), 'n_epochs'), (dict(n_steps=0), 'n_steps'), (dict(n_looks=0), 'n_looks')])
 def test_one_run_with_bad_options_is_refused(runs, what, name):
-    with saying(name): run_one(**dict(strategy='scratch', task=digits(), source=source(), per_class=1, seed=0, bs=10) | what)
+    asked = dict(strategy='scratch', per_class=1, bs=10) | what
+    strategy, per_class = asked.pop('strategy'), asked.pop('per_class')
+    with saying(name): run_one(strategy, digits(), source(), Budget(**asked), per_class=per_class)
     assert not runs
 
 def test_all_labels_of_uneven_classes_may_be_asked_for_by_number(runs):
@@ -775,14 +864,15 @@ def test_arrays_are_as_good_as_tuples(runs, tmp_path):
     quick(tmp_path/'kept', per_class=(1, 5), rates=(.001, .01))
     assert n == len(runs) == 16
 
+@pytest.mark.training
 @pytest.mark.parametrize('strategy', [
-    lambda task, source, n_epochs, lr, seed, bs, cbs: STRATEGIES['head only'](task, source, n_epochs, lr, seed, bs, [Quiet()]),
-    lambda task, source, n_epochs, lr, seed, bs, cbs: None,
-    lambda task, source, n_epochs, lr, seed, bs, cbs: STRATEGIES['head only'](task, source, n_epochs - 1, lr, seed, bs, cbs)],
+    lambda task, source, budget, seed, cbs: STRATEGIES['head only'](task, source, budget, seed=seed, cbs=[Quiet()]),
+    lambda task, source, budget, seed, cbs: None,
+    lambda task, source, budget, seed, cbs: STRATEGIES['head only'](task, source, replace(budget, n_epochs=2), seed=seed, cbs=cbs)],
     ids=['without callbacks', 'without a learner', 'fewer epochs'])
 def test_strategy_that_does_not_do_its_part_is_named(monkeypatch, strategy):
     monkeypatch.setitem(STRATEGIES, 'mine', strategy)
-    with pytest.raises((ValueError, TypeError, RuntimeError), match='mine'): quick(strategies=['mine'], n_epochs=3)
+    with pytest.raises((ValueError, TypeError, RuntimeError), match='mine'): quick(task=tiny(), strategies=['mine'], n_epochs=3)
 
 # The report
 
@@ -820,6 +910,7 @@ def test_report_is_whole_and_loads_nothing(page):
     for said in (hostile, *result.summary(), '<b>3</b>', 'not distinguishable'): assert said in found.text
     assert not re.search(r'\b(nan|NaN|None)\b', found.text) and list(path.parent.iterdir()) == [path]
 
+@pytest.mark.browser
 def test_report_opens_in_a_browser(page, tmp_path):
     browser = find_browser()
     look = tmp_path/'look.html'

@@ -37,6 +37,7 @@ def test_command_exists(command):
     for o in args:  # files that the page names
         if re.match(r'(nbs|tools|tests|docs|\.ci)/', o): assert (ROOT/o.split('::')[0]).exists(), o
 
+@pytest.mark.process
 @pytest.mark.parametrize('command', quick)
 def test_quick_command_changes_nothing(command, clean_copy, tmp_path):
     if 'build_site' in command: pytest.importorskip('smalldocs', reason='smalldocs needs Python 3.11')

@@ -20,11 +20,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 from helpers import saying, some, write_folder
-from nbtransfer import finetuning
-from nbtransfer.finetuning import Features, body_features, freeze, head_learner, linear_probe, transfer_learner
+from nbtransfer import features
+from nbtransfer.augmentation import AffineAugment, Cutout, ReflectCrop
+from nbtransfer.features import Features, body_features, head_learner, linear_probe
+from nbtransfer.finetuning import freeze, transfer_learner
+from nbtransfer.folders import FileTask, image_folder
+from nbtransfer.loaders import TaskSplit
 from nbtransfer.networks import article_cnn, create_network, layer_groups, resnet9
 from nbtransfer.pretraining import Checkpoint, Quiet, SkipValid, compute_settings, task_learner
-from nbtransfer.tasks import AffineAugment, Cutout, FileTask, ReflectCrop, Task, TaskSplit, digits, image_folder, normalization
+from nbtransfer.tasks import Task, digits, normalization
 
 few, plain, splits = digits().subset(5), compute_settings(precision=torch.float32), ('train', 'valid', 'test')
 archs = dict(article_cnn=('article_cnn', {}), resnet9=('resnet9', dict(width=8)),
@@ -105,9 +109,11 @@ def test_features_as_a_data_set():
     feats.view = 1
     assert torch.equal(feats[2][0], feats.feats[1, 2]) and feats[2][1] == 1
 
-@pytest.mark.parametrize('split, n_views', [('Train', 0), ('valid', 1), ('test', 2), ('train', -1), (0, 0)])
-def test_what_is_no_split_is_refused(split, n_views):
-    with saying('body_features: a split among', f'got {split!r}, n_views={n_views}'): body_features(carried(), split, n_views)
+@pytest.mark.parametrize('split, n_views, says', [('Train', 0, "split must be one of ('train', 'valid', 'test'); got 'Train'"),
+    (0, 0, 'got 0'), ('train', -1, 'n_views must be at least 0 (got -1)'), ('valid', 1, "only train is augmented"),
+    ('valid', 1, "got 'valid', n_views=1"), ('test', 2, "got 'test', n_views=2")])
+def test_what_is_no_split_is_refused(split, n_views, says):
+    with saying('body_features: ', says): body_features(carried(), split, n_views)
 
 # Training on them
 
@@ -223,7 +229,7 @@ def another_picture(learn): learn.dls.train_ds.images[learn.dls.train_ds.idxs[3]
 
 def another_label(learn): learn.dls.train_ds.labels[learn.dls.train_ds.idxs[3]] ^= 1
 
-def in_bfloat16(learn): learn.compute = compute_settings(precision=torch.bfloat16)
+def in_bfloat16(learn): learn.record.compute = compute_settings(precision=torch.bfloat16)
 
 class Inverted(Transform):
     "Of all pictures, whether trained on or not"
@@ -333,7 +339,7 @@ def test_training_from_the_disk(cache_folder, monkeypatch):
     "Where memory is short, nothing else has to be said"
     live, cached = carried('vit'), carried('vit')
     freeze(live)
-    monkeypatch.setattr(finetuning, 'fits', lambda *args: False)
+    monkeypatch.setattr(features, 'fits', lambda *args: False)
     compare(live, cached, 3)
     assert len(files(cache_folder)) == 4
 
@@ -383,11 +389,11 @@ def test_error_in_the_middle_leaves_nothing(error, in_memory, cache_folder):
 def test_no_room_on_the_disk(cache_folder, monkeypatch):
     learn, n_bytes = carried(augment=True), 4 * 2 * 50 * 64
     def room(free): return lambda path: SimpleNamespace(free=free)
-    monkeypatch.setattr(finetuning.shutil, 'disk_usage', room(n_bytes - 1))
+    monkeypatch.setattr(features.shutil, 'disk_usage', room(n_bytes - 1))
     with saying('body_features: 0 MiB', str(cache_folder), 'make room', 'NBTRANSFER_CACHE', 'fewer views', error=OSError):
         body_features(learn, n_views=2, in_memory=False)
     assert files(cache_folder) == [] and learn.dls.train_ds.split_idx == 0
-    monkeypatch.setattr(finetuning.shutil, 'disk_usage', room(10**6))
+    monkeypatch.setattr(features.shutil, 'disk_usage', room(10**6))
     assert len(body_features(learn, n_views=2, in_memory=False).feats) == 2
 
 def test_old_files_go(cache_folder):
@@ -446,7 +452,7 @@ def test_files_read_at_another_size(pets, cache_folder):
 
 def test_files_under_other_class_numbers(pets, cache_folder):
     task = of_files(pets)
-    turned = FileTask(task.name, task.files, 1 - task.labels, task.vocab[::-1], task.splits, 32)
+    turned = FileTask(task.name, task.files, 1 - task.labels, task.vocab[::-1], splits=task.splits, size_px=32)
     turned.stats = task.stats
     for o in (task, turned):
         feats, _ = features_of(o)
@@ -569,7 +575,7 @@ def test_what_cannot_be_probed_is_refused():
     learn.dls.train_ds.labels = learn.dls.train_ds.labels.clone()
     learn.dls.train_ds.labels[learn.dls.train_ds.labels == 3] = 2
     before = cloned(learn.model)
-    with saying('linear_probe: a linear head and training pictures of each class', "none of ['3']"): linear_probe(learn)
+    with saying('linear_probe: every class must have a training picture', "none of ['3']"): linear_probe(learn)
     deep, _ = with_own_head(nn.Linear(64, 64), nn.ReLU())
     with saying('linear_probe: a linear head', 'got Sequential'): linear_probe(deep)
     assert states_equal(before, learn.model.state_dict())
@@ -577,7 +583,7 @@ def test_what_cannot_be_probed_is_refused():
 def test_probe_of_a_head_without_bias():
     "Refused in words, or set as well as that goes: not an error of Python's"
     model = nn.Sequential(OrderedDict(body=deepcopy(source('resnet9').body), head=nn.Linear(64, 10, bias=False)))
-    with saying('linear_probe: a linear head'): linear_probe(task_learner(few, model, compute=plain, cbs=[Quiet()]))
+    with saying('linear_probe: a linear head with a bias'): linear_probe(task_learner(few, model, compute=plain, cbs=[Quiet()]))
 
 # fastai's own learners
 

@@ -123,8 +123,9 @@ def test_freezing_what_is_not_there_changes_nothing():
     free = [p.requires_grad for p in learn.model.parameters()]
     for bad in (5, -6, 'none', None, 1.5):
         with saying('freeze: upto must be', repr(bad)): freeze(learn, bad)
-    for bad in ('none', ['stem', 'none'], []):
-        with saying('unfreeze: stages among', repr(bad)): unfreeze(learn, only=bad)
+    for bad in ('none', ['stem', 'none']):
+        with saying('unfreeze: only must name stages among', repr(bad)): unfreeze(learn, only=bad)
+    with saying('unfreeze: only names no stage (got [])', "'stem'"): unfreeze(learn, only=[])
     with saying('batchnorm must be'): freeze(learn, 1, batchnorm='none')
     assert free == [p.requires_grad for p in learn.model.parameters()] and learn.keep_still.frozen == ['stem', 'stage1']
 
@@ -357,7 +358,7 @@ def test_rates_asked_for_are_those_of_torchs_optimiser(kind, how):
         tops = [max(r['given'][names.index(n)][0] for r in rows) for n in trained]
         top = max(one_cycle(s, n_steps, 1.) for s in range(n_steps))
         assert tops == pytest.approx([top * lrs[n] for n in trained])
-        assert [lrs[n] for n in trained] == learn.plan[trained].loc[phase + 1].tolist()
+        assert [lrs[n] for n in trained] == learn.record.plan[trained].loc[phase + 1].tolist()
     check_table(looks.table(), reads.rows, names, [])
 
 numbers = ['grad_norm', 'update_ratio', 'distance', 'relative_distance']
@@ -382,7 +383,7 @@ def test_inspectors_numbers_are_those_recomputed(kind):
     learn = learner(kind, looks, reads)
     fine_tune(learn, 3, slice(1e-4, 1e-2), 'gradual')
     check_table(looks.table(), reads.rows, names_of(learn))
-    assert set(looks.table().phase) == set(learn.plan.index)
+    assert set(looks.table().phase) == set(learn.record.plan.index)
 
 @each
 def test_frozen_groups_have_zeros(kind):
@@ -411,7 +412,7 @@ def test_inspector_looks_at_training_alone(kind, tmp_path):
         learn.validate()
         learn.get_preds()
     look()
-    with saying('Inspector', 'has no steps', error=RuntimeError): looks.table()
+    with saying('Inspector', 'has no steps yet', error=RuntimeError): looks.table()
     learn.fit_one_cycle(1, 1e-3)
     before = looks.table()
     look()
@@ -494,11 +495,11 @@ def test_plan_has_all_epochs_and_phases_that_grow(kind, schedule, n_epochs, data
     chosen = [n for n in names if only is None or n in only]
     settable = schedule == 'head first' and n_epochs > 1 and len(chosen) > 1
     if schedule == 'head first' and 'head' not in chosen[1:]:
-        with saying('plan_phases', "pass schedule='together'"): plan_phases(learn, n_epochs, lr_max, schedule, None, only, decay)
+        with saying('plan_phases', "pass schedule='together'"): plan_phases(learn, n_epochs, lr_max, schedule, only=only, decay=decay)
         return
     n_frozen = data.draw(st.none() | st.integers(1, n_epochs - 1)) if settable else None
-    plan = plan_phases(learn, n_epochs, lr_max, schedule, n_frozen, only, decay)
-    assert plan is learn.plan and list(plan) == ['epochs', *names] and plan.index.tolist() == list(range(1, len(plan) + 1))
+    plan = plan_phases(learn, n_epochs, lr_max, schedule, n_frozen=n_frozen, only=only, decay=decay)
+    assert plan is learn.record.plan and list(plan) == ['epochs', *names] and plan.index.tolist() == list(range(1, len(plan) + 1))
     assert plan.epochs.sum() == n_epochs and (plan.epochs >= 1).all() and plan.epochs.dtype.kind == 'i'
     trained = [{n for n in names if row[n] == row[n]} for _, row in plan.iterrows()]
     assert trained[-1] == set(chosen) and all(a <= b for a, b in zip(trained, trained[1:])) and all(trained)
@@ -529,7 +530,7 @@ def ran(learn, log):
     "Whether the fits that ran are the plan's phases"
     n = len(learn.dls.train)
     expected = [dict(epochs=row.epochs, steps=row.epochs * n, trained=set(row.drop('epochs').dropna().index))
-        for _, row in learn.plan.iterrows()]
+        for _, row in learn.record.plan.iterrows()]
     assert log.fits == expected
     return sum(o['steps'] for o in log.fits) // n
 
@@ -541,7 +542,7 @@ def test_fine_tune_runs_the_plan_and_no_step_more(kind, schedule, only):
     names = names_of(learn)
     chosen = names if only is None else [names[i] for i in only]
     assert fine_tune(learn, 3, 1e-2, schedule, only=only and chosen) is learn
-    assert ran(learn, log) == 3 == learn.recipe['n_epochs'] and log.fits[-1]['trained'] == set(chosen)
+    assert ran(learn, log) == 3 == learn.record.recipe['n_epochs'] and log.fits[-1]['trained'] == set(chosen)
 
 @each
 def test_plan_that_was_edited_is_obeyed(kind):
@@ -549,16 +550,16 @@ def test_plan_that_was_edited_is_obeyed(kind):
     learn = learner(kind, log, reads)
     names = names_of(learn)
     plan_phases(learn, 4, slice(1e-4, 1e-2), 'gradual')
-    learn.plan.loc[1, 'epochs'] = 2
-    learn.plan.loc[1, names[1]] = 7e-3         # another stage, at another rate
-    learn.plan = learn.plan.drop(index=3)
-    learn.plan.loc[4, names[0]] = np.nan
+    learn.record.plan.loc[1, 'epochs'] = 2
+    learn.record.plan.loc[1, names[1]] = 7e-3         # another stage, at another rate
+    learn.record.plan = learn.record.plan.drop(index=3)
+    learn.record.plan.loc[4, names[0]] = np.nan
     fine_tune(learn)
     assert ran(learn, log) == 4 and log.fits[0]['trained'] == {names[1], 'head'} and names[0] not in log.fits[2]['trained']
     tops = [[max(r['given'][i][0] for r in reads.rows if r['phase'] == k) for i in range(len(names))] for k in range(3)]
     at = [max(one_cycle(s, n, 1.) for s in range(n)) for n in (6, 3, 3)]
-    for got, row, top in zip(tops, learn.plan[names].fillna(0.).to_numpy(), at): assert got == pytest.approx(row * top)
-    assert [p['epochs'] for p in learn.recipe['phases']] == [2, 1, 1]
+    for got, row, top in zip(tops, learn.record.plan[names].fillna(0.).to_numpy(), at): assert got == pytest.approx(row * top)
+    assert [p['epochs'] for p in learn.record.recipe['phases']] == [2, 1, 1]
     fine_tune(learn)       # and again
     assert len(log.fits) == 6
 
@@ -584,7 +585,7 @@ def check_refused(learn, call):
     with pytest.raises(ValueError) as e: call()
     assert re.match('fine_tune|plan_phases|lrs_by_group', str(e.value)), f'who says so? {e.value}'
     assert not moved(before, learn.model) and free == [p.requires_grad for p in learn.model.parameters()]
-    assert not hasattr(learn, 'recipe') and not learn.opt.opt.state
+    assert learn.record.recipe is None and not learn.opt.opt.state
 
 @each
 def test_bad_calls_train_nothing(kind):
@@ -592,7 +593,7 @@ def test_bad_calls_train_nothing(kind):
     plan = plan_phases(learn, 2)
     for call in bad_calls:
         check_refused(learn, lambda: fine_tune(learn, **call))
-        assert learn.plan is plan
+        assert learn.record.plan is plan
 
 def edit(row=1, **cells):
     def f(plan): return plan.assign(**{n: plan[n].astype(object).where(plan.index != row, v) for n, v in cells.items()})
@@ -613,7 +614,7 @@ def test_bad_plans_train_nothing(what):
     "Not even their first phase, if it is the second that is bad"
     for kind in kinds:
         learn = learner(kind)
-        learn.plan = bad_plans[what](plan_phases(learn, 3))
+        learn.record.plan = bad_plans[what](plan_phases(learn, 3))
         check_refused(learn, lambda: fine_tune(learn))
 
 # The optimiser's state
@@ -630,7 +631,7 @@ def test_each_phase_starts_with_an_empty_optimiser(kind, schedule):
         assert steps[-1] == {learn.train_iter + 1}
     learn = learner(kind, At('before_fit', begin), At('after_step', step))
     fine_tune(learn, 3, schedule=schedule)
-    assert at_start == [0] * len(learn.plan) and len(steps) == 9
+    assert at_start == [0] * len(learn.record.plan) and len(steps) == 9
 
 # The learning rate finder
 

@@ -68,6 +68,7 @@ def wheel(clean_copy, tmp_path_factory):
     run_ok([sys.executable, '-m', 'build', '--no-isolation', '--outdir', str(out), str(clean_copy)], clean_copy)
     return next(out.glob('*.whl'))
 
+@pytest.mark.process
 def test_wheel_holds_these_files_only(wheel):
     found = {o for o in ZipFile(wheel).namelist() if '.dist-info/' not in o}
     code = {f'nbtransfer/{o}.py' for o in ('__init__', '_modidx', 'all', *(m.stem for m in MODULES))}
@@ -77,6 +78,7 @@ def test_wheel_holds_these_files_only(wheel):
     images = {f'nbtransfer/notebooks/images/{o.name}' for o in IMAGES}
     assert found == code | weights | results | book | images
 
+@pytest.mark.process
 def test_metadata_is_that_of_settings(wheel):
     text = ZipFile(wheel).read(f'nbtransfer-{version}.dist-info/METADATA').decode()
     meta = Parser().parsestr(text)
@@ -92,6 +94,7 @@ def test_metadata_is_that_of_settings(wheel):
         own = [re.sub(rf'\s*(;|and)\s*extra == .{extra}.', '', o) for o in required if re.search(f'extra == .{extra}', o)]
         assert squeezed(own) == squeezed(lines(f'{extra}_requirements'))
 
+@pytest.mark.process
 def test_wheel_works_in_an_empty_environment(wheel, tmp_path):
     env = tmp_path/'env'
     venv.create(env, with_pip=False, symlinks=True)
@@ -102,5 +105,5 @@ def test_wheel_works_in_an_empty_environment(wheel, tmp_path):
     folders = [o for o in sys.path if o.endswith(('site-packages', 'dist-packages'))]
     with open(f'{target}/requirements.pth', 'w') as f: f.write('\n'.join(folders))
     assert 'usage: nbtransfer' in run_ok([str(env/'bin/nbtransfer'), '--help'], tmp_path)
-    where = run_ok([str(python), '-c', 'import nbtransfer.tasks; print(nbtransfer.__file__)'], tmp_path).strip().splitlines()[-1]
+    where = run_ok([str(python), '-c', 'import nbtransfer.files; print(nbtransfer.__file__)'], tmp_path).strip().splitlines()[-1]
     assert where.startswith(target)

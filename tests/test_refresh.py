@@ -53,10 +53,11 @@ def test_hash_is_of_the_code():
 
 @pytest.fixture
 def written(clean_copy):
-    path = clean_copy/'nbs/90_trial.ipynb'
+    path = clean_copy/'nbs/89_trial.ipynb'
     yield path
     path.unlink()
 
+@pytest.mark.process
 def test_refresh_keeps_outputs_of_unchanged_cifar_cells(written, clean_copy):
     def refresh(nb, *flags):
         written.write_text(json.dumps(nb), encoding='utf-8')
@@ -72,6 +73,7 @@ def test_refresh_keeps_outputs_of_unchanged_cifar_cells(written, clean_copy):
     dropped = refresh(kept, '--no-cifar')
     assert texts(dropped) == ['new\n'] and dropped['metadata']['nbtransfer']['cifar']['code_sha256'] is None
 
+@pytest.mark.process
 def test_failing_notebook_is_left_as_it_was(written, clean_copy):
     written.write_text(json.dumps(notebook("print('a')", '1/0')), encoding='utf-8')
     before = written.read_bytes()

@@ -7,11 +7,15 @@ from fastai.losses import CrossEntropyLossFlat
 from helpers import PACKAGE
 from nbtransfer.cli import _parser
 from nbtransfer.comparison import STRATEGIES, load_comparison
-from nbtransfer.networks import create_network, digest
+from nbtransfer.files import digest
+from nbtransfer.folders import cifar100
+from nbtransfer.loaders import inference_dls
+from nbtransfer.networks import create_network
+from nbtransfer.outcomes import _pair_sha, shipped_pairs, subtask
 from nbtransfer.pretraining import Quiet, default_lr
-from nbtransfer.similarity import SCORES, _pair_sha, shipped_pairs, subtask
-from nbtransfer.tasks import cifar100, inference_dls
-from nbtransfer.weights import pretrained, read_source, shipped_names
+from nbtransfer.similarity import SCORES
+from nbtransfer.sources import read_source, shipped_names
+from nbtransfer.weights import pretrained
 
 FLOORS = {'article_cnn-cifar10': .78, 'article_cnn-cifar100': .45, 'resnet9-cifar10': .91, 'resnet9-cifar100': .68,
     'resnet9-letters': .95}

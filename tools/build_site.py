@@ -26,7 +26,8 @@ from smalldocs.site import build as build_pages
 
 ROOT = Path(__file__).resolve().parents[1]
 STYLE, ICON, KATEX = (Path(__file__).with_name(o) for o in ('site.css', 'favicon.svg', 'katex'))
-PARTS = {'The road': range(7), 'Open problems': range(7, 13), 'In practice': range(13, 100)}   # numbers of chapters
+PARTS = {'The road': range(6), 'Carrying': range(6, 10), 'Fine-tuning': range(10, 14), 'Evidence': range(14, 16),
+    'Open problems': range(16, 23), 'In practice': range(23, 90), 'Cellar': range(90, 100)}   # numbers of chapters
 LOOK_UP = 'results', 'benchmarks', 'glossary', 'bibliography'
 WORDS_A_MINUTE, LINES_A_MINUTE = 220, 40   # of prose, and of code
 

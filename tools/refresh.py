@@ -1,7 +1,7 @@
 """Run notebooks top to bottom and keep their outputs: the one way that saved outputs are made.
 
     python tools/refresh.py                              every notebook, CIFAR cells included
-    python tools/refresh.py nbs/03_weights.ipynb ...     these only
+    python tools/refresh.py nbs/09_weights.ipynb ...     these only
     python tools/refresh.py --no-cifar                   where the CIFAR data are not at hand
 
 Each notebook runs in a process of its own, against the exported modules (so run `nbdev-export` first). Its outputs
