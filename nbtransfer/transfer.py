@@ -463,19 +463,21 @@ class _Inventory:
 def _take_inventory(source, model, request):
     "Look up all that it takes to decide on each tensor"
     body, head = body_and_head(model)
+    of_body = _prefix_of(body, model)
+    of_head = _prefix_of(head, model)
     tensors = model.state_dict()
     params = {name: param.numel()
               for name, param in model.named_parameters(remove_duplicate=False)}
-    in_head = {name for name in tensors if name.startswith(_prefix_of(head, model))}
-    matches = match_tensors(tensors, source.state, body=_prefix_of(body, model),
-                            head=_prefix_of(head, model) if request.head else None)
+    in_head = {name for name in tensors if name.startswith(of_head)}
+    matches = match_tensors(tensors, source.state, body=of_body,
+                            head=of_head if request.head else None)
     convs = (name for name, module in body.named_modules() if isinstance(module, _ConvNd))
-    input_layer = f'{_prefix_of(body, model)}{next(convs, None)}.weight'
+    input_layer = f'{of_body}{next(convs, None)}.weight'
     last_layer = max(in_head, key=list(tensors).index, default='').rpartition('.')[0]
     head_rows = {name for name in in_head & matches.keys()
                  if name.rpartition('.')[0] == last_layer}
     return _Inventory(source=source, model=model, tensors=tensors, params=params, head=in_head,
-                      matches=matches, chosen=_chosen(model, request, in_head),
+                      matches=matches, chosen=_chosen(request, model, set(tensors), in_head),
                       grids=(_patch_grid(source.network), _patch_grid(model)),
                       input_layer=input_layer, head_rows=head_rows)
 
@@ -483,13 +485,13 @@ def _prefix_of(part, model):
     "What the names of a part's tensors begin with in the network's state dict"
     return next(f'{name}.' for name, module in model.named_modules() if module is part)
 
-def _chosen(model, request, in_head):
-    "Names of the tensors that were asked for"
-    if request.only is None: chosen = set(model.state_dict())
-    else: chosen = set(tensors_of(model, request.only))
-    if request.only is not None and request.head: chosen |= in_head
-    if request.skip is not None: chosen -= tensors_of(model, request.skip)
-    return chosen
+def _chosen(request, model, names, in_head):
+    "Those of the names that were asked for"
+    chosen = names
+    if request.only is not None:
+        chosen = set(tensors_of(model, request.only))
+        if request.head: chosen = chosen | in_head
+    return chosen if request.skip is None else chosen - tensors_of(model, request.skip)
 
 def _patch_grid(network):
     "Rows and columns of patches, where a vision transformer says so"
@@ -692,7 +694,7 @@ def _check_shares(fates, request, inventory):
         head = [name for name in inventory.params if name in inventory.head]
         _check_share('head', head, fates, request.min_share, inventory=inventory)
 
-def _check_share(part, names, fates, min_share, inventory):
+def _check_share(part, names, fates, min_share, *, inventory):
     "Refuse a part of which too little is carried; new blocks that start as the identity count"
     params = inventory.params
     n_done = 0
@@ -779,7 +781,7 @@ def _as_inputs(tensor, x):
     "A tensor where `x` is and, if it is of floats, in the type of `x`"
     return tensor.to(x) if tensor.is_floating_point() else tensor.to(x.device)
 
-def _outputs(network, tensors, x, with_head, by_batch=False):
+def _outputs(network, tensors, x, with_head, *, by_batch=False):
     "Features, or answers, of a network filled with these tensors; the network stays as it is"
     body, head = body_and_head(network)
     out = x
