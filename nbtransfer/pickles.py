@@ -21,7 +21,7 @@ _FILLS = ('SETITEM', 'SETITEMS', 'DICT')   # of these, value, key, value, key â€
 _SETS = ('EMPTY_SET', 'ADDITEMS', 'FROZENSET')
 
 class _Trace:
-    "The stack of a pickle while it is read: texts, and of all else how deep tuples are nested in it"
+    "The stack of a pickle that is read: texts, and of all else how deep tuples are nested"
     def __init__(self):
         self.stack = []
         self.memo = {}
@@ -70,7 +70,8 @@ def _scan(stream):
     trace = _Trace()
     for i, (op, arg, _) in enumerate(pickletools.genops(stream)):
         if i > _OPS_MAX:
-            raise ValueError(f'its pickle is longer than tensors need: over {_OPS_MAX:,} operations')
+            raise ValueError('its pickle is longer than tensors need: over '
+                             f'{_OPS_MAX:,} operations')
         if op.name in _SETS: raise ValueError('its pickle builds a set, which tensors do not need')
         taken, depth = trace.follow(op, arg)
         if depth > _DEPTH_MAX:
@@ -160,7 +161,7 @@ def read_archive(
     held = {member.filename.rpartition('/data/')[2]: member.file_size for member in members}
     for key, n_bytes in _rehearse(data).items():
         if held.get(key) != n_bytes: raise ValueError(_LIE)
-    with open(path, 'rb') as file: return _load_tensors(file)   # of a path, torch goes by its ending
+    with open(path, 'rb') as file: return _load_tensors(file)   # torch would go by a path's ending
 
 # %% ../nbs/91_pickles.ipynb #read-older
 def read_older(

@@ -191,7 +191,7 @@ def from_hub(
     raise ValueError(f'from_hub: one file of weights is needed; {repo_id} has '
                      f'{found or names[:6]}: fetch the one you want and name its path')
 
-# %% ../nbs/06_sources.ipynb #read-libraries
+# %% ../nbs/06_sources.ipynb #read-timm
 def _read_timm(name):
     "Weights that timm has published, with what timm knows of them"
     published = timm.get_pretrained_cfg(name)
@@ -209,6 +209,7 @@ def _read_timm(name):
     ordered = {key: state[key] for key in [*order, *state] if key in state}
     return Source(ordered, card, f'timm/{name}, {published.tag or "pretrained"}')
 
+# %% ../nbs/06_sources.ipynb #read-torchvision
 def _read_torchvision(name):
     "Weights that torchvision has published, with what it knows of them"
     published = torchvision.models.get_model_weights(name).DEFAULT

@@ -24,12 +24,20 @@ from .pretraining import record_of
 from .sources import read_source, shipped_names
 from .transfer import transfer_weights, trimmed_shape
 
+# %% ../nbs/09_weights.ipynb #write-file
+def _write_file(path, state, card):
+    "Write tensors and card, both hashed, in one file"
+    card = json.loads(json.dumps({**card, 'sha256': digest(state)}))
+    card['card_sha256'] = seal(card)
+    with write_whole(path) as file: file.write(save(state, metadata=dict(card=json.dumps(card))))
+
 # %% ../nbs/09_weights.ipynb #save-weights
 def save_weights(
     learn:Learner,     # whose network was made by `create_network`
     path:Path,         # of the file, ending in `.safetensors`
     half:bool=False,   # whether to store 16-bit floats: half the size, 3 digits
     metrics:dict=None, # such as `dict(valid_accuracy=.93)`: the split first
+    *,
     licence:str=None,  # of the weights, as an SPDX name
     **facts,           # more for the card, such as `command`
 )->Path:               # of the file
@@ -37,31 +45,62 @@ def save_weights(
 
     Raises `ValueError` for another file name, a metric without a split, or a network that does
     not say how to build it."""
-    path, model = Path(path), unwrapped(learn.model)
+    path = Path(path)
+    model = unwrapped(learn.model)
+    metrics = metrics or {}
     if path.suffix != '.safetensors':
         raise ValueError(f'save_weights: a name ending in .safetensors is needed; got {path.name}')
     if not hasattr(model, 'arch'):
         raise ValueError('save_weights: a network made by create_network is needed, it can be '
                          f'built again; got {type(model).__name__}')
-    bad = [m for m in metrics or {} if not re.match('(train|valid|test)_', m)]
-    if bad:
+    unsplit = [name for name in metrics if not re.match('(train|valid|test)_', name)]
+    if unsplit:
         raise ValueError('save_weights: metrics named train_…, valid_… or test_… are needed; '
-                         f'got {bad}')
-    state = {n: t.detach().cpu().contiguous() for n, t in model.state_dict().items()}
-    if half: state = {n: t.half() if t.is_floating_point() else t for n, t in state.items()}
+                         f'got {unsplit}')
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if half and tensor.is_floating_point(): tensor = tensor.half()
+        state[name] = tensor.detach().cpu().contiguous()
     versions = dict(nbtransfer=nbtransfer.__version__, python=platform.python_version(),
                     torch=torch.__version__, fastai=fastai.__version__)
     card = dict(arch=model.arch, **inference_card(learn.dls), recipe=record_of(learn).recipe,
-                metrics=metrics or {}, licence=licence, versions=versions, **facts)
+                metrics=metrics, licence=licence, versions=versions, **facts)
     _write_file(path, state, card)
     return path
 
-# %% ../nbs/09_weights.ipynb #write-file
-def _write_file(path, state, card):
-    "Write tensors and card, both hashed, in one file"
-    card = json.loads(json.dumps({**card, 'sha256': digest(state)}))
-    card['card_sha256'] = seal(card)
-    with write_whole(path) as f: f.write(save(state, metadata=dict(card=json.dumps(card))))
+# %% ../nbs/09_weights.ipynb #check-arch
+_ELSEWHERE = re.compile('pretrained|checkpoint|weights|cache|script')   # names other files
+_COUNTS = re.compile('depth|layer|block|stage')   # counts parts, each of which has tensors
+
+def _numbers_in(value):
+    values = value if isinstance(value, list) else [value]
+    return [number for number in values if isinstance(number, (int, float))]
+
+def _check_arguments(arguments, state):
+    "Refuse arguments of a network that ask for other files, or for more than the tensors fill"
+    elsewhere = [name for name in arguments if _ELSEWHERE.search(name)]
+    if elsewhere: raise ValueError(f'arguments of a network are needed; got {elsewhere}')
+    longest = max([1024, *(max(tensor.shape, default=0) for tensor in state.values())])
+    for name, value in arguments.items():
+        numbers = _numbers_in(value)
+        most = longest
+        if _COUNTS.search(name):
+            numbers.append(sum(numbers))
+            most = len(state)
+        if any(abs(number) > most for number in numbers):
+            raise ValueError(f'{name} of at most {most} fits the tensors; got {value}')
+
+def _sorted_shapes(state): return sorted(trimmed_shape(tensor.shape) for tensor in state.values())
+
+def _check_arch(arch, state):
+    "Refuse a card whose network would not fit the tensors, before it takes any memory"
+    _check_arguments(arch['kwargs'], state)
+    with torch.device('meta'): made = create_network(arch['name'], **arch['kwargs']).state_dict()
+    if _sorted_shapes(made) != _sorted_shapes(state):
+        differ = [name for name, tensor in made.items()
+                  if name not in state or tensor.shape != state[name].shape]
+        raise ValueError(f'the shapes of {arch["name"]} {arch["kwargs"]} are needed; '
+                         f'{differ[:3]} differ')
 
 # %% ../nbs/09_weights.ipynb #load-weights
 def load_weights(
@@ -70,42 +109,22 @@ def load_weights(
     """Build the network that a weights file or a library describes, and fill it
 
     Raises `ValueError` if that does not say which network it is, or the tensors are not its own."""
-    src = read_source(source)
-    name = str(source) if isinstance(source, (str, Path)) else src.label
-    if 'arch' not in src.card:
+    found = read_source(source)
+    name = str(source) if isinstance(source, (str, Path)) else found.label
+    if 'arch' not in found.card:
         raise ValueError('load_weights: a card that names the network is needed; '
                          f'{name} has none: build the network and use transfer_weights')
     try:
-        arch = src.card['arch']
-        _check_arch(arch, src.state)
+        arch = found.card['arch']
+        _check_arch(arch, found.state)
         model = create_network(arch['name'], **arch['kwargs'])
-        transfer_weights(src, model, head=True, min_share=1)
-    except Exception as e:   # networks complain of odd arguments in every way
-        advice = 'fetch the file again' if 'sha256' in src.card else 'use transfer_weights'
+        transfer_weights(found, model, head=True, min_share=1)
+    except Exception as error:   # networks complain of odd arguments in every way
+        advice = 'fetch the file again' if 'sha256' in found.card else 'use transfer_weights'
         raise ValueError(f'load_weights: the card of {name} does not name a network that its '
-                         f'tensors fit ({type(e).__name__}: {e}): {advice}') from e
-    model.card = src.card
+                         f'tensors fit ({type(error).__name__}: {error}): {advice}') from error
+    model.card = found.card
     return model.eval()
-
-# %% ../nbs/09_weights.ipynb #check-arch
-def _check_arch(arch, state):
-    "Refuse a card whose network would not fit the tensors, before it takes any memory"
-    odd = [k for k in arch['kwargs'] if re.search('pretrained|checkpoint|weights|cache|script', k)]
-    if odd: raise ValueError(f'arguments of a network are needed; got {odd}')
-    sizes = [n for t in state.values() for n in t.shape]
-    for name, value in arch['kwargs'].items():
-        numbers = [n for n in (value if isinstance(value, list) else [value])
-                   if isinstance(n, (int, float))]
-        is_count = re.search('depth|layer|block|stage', name)   # of parts, each with its tensors
-        most = len(state) if is_count else max(1024, *sizes)
-        if any(abs(n) > most for n in numbers) or is_count and sum(numbers) > most:
-            raise ValueError(f'{name} of at most {most} fits the tensors; got {value}')
-    with torch.device('meta'): made = create_network(arch['name'], **arch['kwargs']).state_dict()
-    shapes = [sorted(trimmed_shape(t.shape) for t in o.values()) for o in (made, state)]
-    if shapes[0] != shapes[1]:
-        differ = [n for n, t in made.items() if n not in state or t.shape != state[n].shape]
-        raise ValueError(f'the shapes of {arch["name"]} {arch["kwargs"]} are needed; '
-                         f'{differ[:3]} differ')
 
 # %% ../nbs/09_weights.ipynb #pretrained
 def pretrained(
@@ -116,7 +135,16 @@ def pretrained(
         raise ValueError(f'pretrained: one of {shipped_names()} is needed; got {name!r}')
     return load_weights(name)
 
-# %% ../nbs/09_weights.ipynb #push
+# %% ../nbs/09_weights.ipynb #push-to-hub
+def _hub_page(repo_id, card):
+    "The page of a repository: facts for the Hub, how to load the network, and its card"
+    about = ModelCardData(license=str(card.get('licence') or 'other').lower(),
+                          library_name='nbtransfer', tags=['image-classification'])
+    shown = json.dumps(card, indent=2, ensure_ascii=False)
+    return (f'---\n{about.to_yaml()}\n---\n\n# {repo_id.rpartition("/")[2]}\n\n```python\n'
+            f"from nbtransfer.all import *\nmodel = load_weights('{repo_id}')\n```\n\n"
+            f'The card in the file:\n\n```json\n{shown}\n```\n')
+
 def push_to_hub(
     path:Path,          # of a file that `save_weights` wrote
     repo_id:str,        # such as `me/resnet9-letters`; made if it is not there
@@ -130,14 +158,8 @@ def push_to_hub(
     if 'arch' not in card:
         raise ValueError('push_to_hub: a file that save_weights wrote is needed; '
                          f'{path} has no card')
-    about = ModelCardData(license=str(card.get('licence') or 'other').lower(),
-                          library_name='nbtransfer', tags=['image-classification'])
-    api = HfApi(endpoint=os.environ.get('HF_ENDPOINT'), token=token)
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id   # with its owner
-    shown = json.dumps(card, indent=2, ensure_ascii=False)
-    page = (f'---\n{about.to_yaml()}\n---\n\n# {repo_id.rpartition("/")[2]}\n\n```python\n'
-            f"from nbtransfer.all import *\nmodel = load_weights('{repo_id}')\n```\n\n"
-            f'The card in the file:\n\n```json\n{shown}\n```\n')
+    hub = HfApi(endpoint=os.environ.get('HF_ENDPOINT'), token=token)
+    repo_id = hub.create_repo(repo_id, private=private, exist_ok=True).repo_id   # with its owner
     files = [CommitOperationAdd('model.safetensors', str(path)),
-             CommitOperationAdd('README.md', page.encode())]
-    return api.create_commit(repo_id, files, commit_message='Weights by nbtransfer').commit_url
+             CommitOperationAdd('README.md', _hub_page(repo_id, card).encode())]
+    return hub.create_commit(repo_id, files, commit_message='Weights by nbtransfer').commit_url

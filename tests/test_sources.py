@@ -1,204 +1,153 @@
-"Weights by name: sent to the Hugging Face Hub, and fetched from it, timm and torchvision; all on this machine"
-import hashlib, io, json, pickle, re, socket
+"Sources: networks, learners, files and names; what is read is what was written, and what lies is refused"
+import hashlib, json, pickle, re
 from pathlib import Path
-import huggingface_hub
 import pytest
 import timm
 import torch
 import torchvision
-from huggingface_hub import constants
-from safetensors import safe_open
 from safetensors.torch import save
+from torch import nn
 from helpers import saying
-from hub import Hub
+from nbtransfer import sources
+from nbtransfer.folders import DataMissing
 from nbtransfer.networks import create_network, resnet9
 from nbtransfer.pretraining import task_learner
 from nbtransfer.similarity import rank_sources
-from nbtransfer.tasks import DataMissing, digits
-from nbtransfer.weights import from_hub, load_weights, push_to_hub, read_source, save_weights, transfer_weights
+from nbtransfer.sources import from_hub, read_source
+from nbtransfer.tasks import digits
+from nbtransfer.transfer import transfer_weights
+from nbtransfer.weights import load_weights
+from weight_files import (MB, Bomb, answers, bits, each_format, four, gets, legacy, same, saved, scramble, sealed,
+    small_arch, small_file, small_state, tensors, torch_save, with_card)
 
-@pytest.fixture(autouse=True)
-def on_this_machine(monkeypatch, tmp_path):
-    "Empty caches, nobody logged in, no look at an address of the internet, no waiting between attempts"
-    look_up, asked = socket.getaddrinfo, []
-    def here_only(host, *args, **kwargs):
-        asked.append(host)
-        if host != '127.0.0.1': raise OSError('no network in tests')
-        return look_up(host, *args, **kwargs)
-    monkeypatch.setattr(socket, 'getaddrinfo', here_only)
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path/'torch'))
-    for name in ('no_proxy', 'NO_PROXY'): monkeypatch.setenv(name, '127.0.0.1')
-    for name in ('HF_TOKEN', 'HUGGING_FACE_HUB_TOKEN'): monkeypatch.delenv(name, raising=False)
-    for name, value in dict(   # read when huggingface_hub is imported, so too late for the environment
-        HF_HUB_CACHE=str(tmp_path/'hub'), HF_TOKEN_PATH=str(tmp_path/'token'), HF_HUB_OFFLINE=False,
-        HF_HUB_DISABLE_XET=True, AGENT_HARNESSES_PATH=str(tmp_path/'agents.json')).items():
-        monkeypatch.setattr(constants, name, value, raising=False)
-    (tmp_path/'agents.json').write_text('{"harnesses": {}}')   # a list that huggingface_hub would fetch
-    monkeypatch.setattr('time.sleep', lambda seconds: None)
-    yield
-    assert set(asked) <= {'127.0.0.1'}
+pytest_plugins = ['weight_fixtures']
 
-@pytest.fixture
-def hub(monkeypatch):
-    "An empty Hub, to which nobody has logged in"
-    with Hub() as hub:
-        monkeypatch.setenv('HF_ENDPOINT', hub.endpoint)
-        yield hub
+# Files that claim more than they hold
 
-@pytest.fixture
-def logged_in(hub, monkeypatch): monkeypatch.setenv('HF_TOKEN', 'hf_me')
+def safetensors_file(header, data=b'', n=None):
+    text = json.dumps(header).encode()
+    return (len(text) if n is None else n).to_bytes(8, 'little') + text + data
 
-@pytest.fixture
-def lose(hub, monkeypatch):
-    "A function that takes the Hub away for the rest of the test"
-    return lambda: monkeypatch.setenv('HF_ENDPOINT', 'http://127.0.0.1:9')
+def claim(shape, n_bytes): return dict(a=dict(dtype='F32', shape=shape, data_offsets=[0, n_bytes]))
 
-def gets(hub, name): return [path for method, path in hub.requests if method == 'GET' and path.endswith(name)]
+safetensors_lies = {
+    'numbers': safetensors_file(claim([2**40], 2**42)),
+    'numbers in 16 bytes': safetensors_file(claim([2**40], 16), four),
+    'numbers that overflow': safetensors_file(claim([2**40, 2**40], 16), four),
+    'header of 2**62 bytes': safetensors_file(claim([4], 16), bytes(900), 2**62),
+    'header of 100 MB': safetensors_file(claim([4], 16), bytes(900), 10**8)}
 
-def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+@pytest.mark.parametrize('lie', safetensors_lies)
+def test_safetensors_that_claim_too_much(lie, refused): refused(safetensors_lies[lie])
+
+crumbs = {
+    'metadata': lambda: save(dict(a=torch.ones(1)), metadata={str(i): '' for i in range(500_000)}),
+    'empty tensors': lambda: safetensors_file({f'a{i}': claim([0], 0)['a'] for i in range(100_000)}),
+    'lists in a card': lambda: with_card(dict(a=torch.ones(1)), dict(x=[[]] * 1_000_000))}
+
+@pytest.mark.parametrize('kind', crumbs)
+def test_file_of_crumbs(kind, ends_well):
+    "Things so small that it takes more memory to keep track of them than to hold them"
+    ends_well(crumbs[kind]())
+
+big_files = {
+    'ours': lambda big: with_card(big, sealed(big, arch=dict(name='resnet9', kwargs=dict(n_classes=10, width=88)))),
+    'safetensors': save, 'zip': saved, 'legacy': lambda big: saved(big, **legacy)}
+
+@pytest.mark.parametrize('kind', big_files)
+def test_big_file_takes_at_most_four_times_its_size(kind, apart, tmp_path):
+    data = big_files[kind]({n: t.contiguous() for n, t in resnet9(10, width=88).state_dict().items()})
+    assert 45 * MB < len(data) < 60 * MB
+    (tmp_path/'big').write_bytes(data)
+    end = apart('load_network' if kind == 'ours' else 'read', tmp_path/'big')
+    assert end.said == '50 tensors' and end.grown <= 4 * len(data), f'{end.grown / len(data):.2f}: {end.said[:500]}'
+
+# Names
+
+@pytest.mark.parametrize('name', ['../x', '/etc/x', 'a/b', 'a\\b', '', '.', 'a.', '..', 'a..b', 'a\nb', 'a\0b',
+    'a\x1b[0m', '\u202e'], ids=ascii)
+def test_name_that_no_parameter_has(name, tmp_path):
+    state = {'a.weight': torch.ones(1), name: torch.ones(1)}
+    for data in (save(state), saved(state), saved(state, **legacy)):
+        (tmp_path/'a').write_bytes(data)
+        with saying('read_source', 'names of parameters', repr(name)) as error: read_source(tmp_path/'a')
+        assert str(error.value).isprintable()
+    with saying('read_source', 'names of parameters', repr(name)): read_source(state)
+
+@pytest.mark.parametrize('name', [3, None])
+def test_name_that_is_no_text(name, tmp_path):
+    (tmp_path/'a').write_bytes(saved({name: torch.ones(1)}))
+    with saying('read_source', 'names of parameters', repr(name)): read_source(tmp_path/'a')
+
+@pytest.mark.parametrize('name', ['', '.', '..', '../../x', 'resnet9-letters/../x', 'resnet9-letters/..', '/etc', '/',
+    'here', 'a/b', '~', 'a\0b', 'x' * 5000, 'a.safetensors/', 'file://a', '-', '@', 'timm/../x'],
+    ids=lambda o: ascii(o[:30]))
+def test_source_that_is_no_file(name, tmp_path, monkeypatch):
+    "Also folders, which the Hub is not asked for"
+    def ask(*args): raise AssertionError('asked the Hub')
+    monkeypatch.setattr(sources, 'from_hub', ask)
+    monkeypatch.chdir(tmp_path)
+    for folder in ('here', 'a/b'): (tmp_path/folder).mkdir(parents=True)
+    for source in (name, Path(name)):
+        with saying('read_source', 'name'): read_source(source)
+
+# Checkpoints
 
 @pytest.fixture(scope='module')
-def files(tmp_path_factory):
-    "Two files of `save_weights` for the same task, and the networks in them"
-    folder = tmp_path_factory.mktemp('files')
-    learners = [task_learner(digits(), resnet9(10, width=2), seed=s) for s in (0, 1)]
-    for i, learn in enumerate(learners):
-        scramble(learn.model)
-        save_weights(learn, folder/f'{i}.safetensors', licence='Apache-2.0', metrics=dict(valid_accuracy=.1), nth=i)
-    return [folder/f'{i}.safetensors' for i in (0, 1)], [learn.model for learn in learners]
+def learn():
+    "A learner whose BatchNorm layers and optimiser have seen a batch"
+    learn = task_learner(digits().subset(2), resnet9(10, width=2))
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    return learn
 
-def scramble(model):
-    "Give a network random tensors that no other has, none as it was built, through which pictures still can be seen"
-    rng = torch.Generator().manual_seed(sum(p.numel() for p in model.parameters()))
-    with torch.no_grad():
-        for t in model.state_dict().values():
-            if t.ndim > 1: t.normal_(0, (2 / t[0].numel()) ** .5, generator=rng)
-            elif t.is_floating_point(): t.add_(torch.rand(t.shape, generator=rng) - .5, alpha=.2)
-    return model.eval()
+def test_pickled_learner_is_refused(learn, tmp_path):
+    learn.export(tmp_path/'a.pkl')
+    with saying('read_source', 'a.pkl', 'Learner', 'state_dict()', 'save_weights'): read_source(tmp_path/'a.pkl')
 
-def pictures(size_px=32): return torch.randn(2, 3, size_px, size_px, generator=torch.Generator().manual_seed(0))
+@each_format
+@pytest.mark.parametrize('key, more', [('model', dict(opt=dict(state=[], lr=.1))),
+    ('state_dict', dict(epoch=3, name='x')), ('ema', {})])
+def test_state_is_found_in_a_checkpoint(key, more, options, tmp_path):
+    (tmp_path/'a.pth').write_bytes(saved({key: small_state(), **more}, **options))
+    assert bits(read_source(tmp_path/'a.pth').state) == bits(small_state())
 
-def answers(model, size_px=32):
-    "What a network makes of two pictures, which it has to tell apart"
-    model.to(memory_format=torch.contiguous_format)   # of all alike: another adds in another order
-    with torch.no_grad(): out = model.eval()(pictures(size_px))
-    assert out.isfinite().all() and (out[0] - out[1]).abs().max() > 1e-3 * out.abs().max()
-    return out
+@each_format
+def test_checkpoint_with_two_states_is_refused(options, tmp_path):
+    (tmp_path/'a.pth').write_bytes(saved(dict(epoch=3, model=small_state(), ema=small_state()), **options))
+    with saying('read_source', "['model', 'ema']", 'pass the right one'): read_source(tmp_path/'a.pth')
 
-def tensors(seed=0):
-    torch.manual_seed(seed)
-    return {n: t.contiguous() for n, t in resnet9(3, width=2).state_dict().items()}
+@pytest.mark.parametrize('with_opt', [True, False])
+def test_what_fastai_saves_is_read(with_opt, learn, tmp_path, monkeypatch):
+    monkeypatch.setattr(learn, 'path', tmp_path)
+    path = learn.save('a', with_opt=with_opt)
+    assert bits(read_source(path).state) == bits(learn.model.cpu().state_dict())
+    target = resnet9(10, width=2)
+    assert transfer_weights(path, target, head=True).share == 1
+    assert bits(target.state_dict()) == bits(learn.model.state_dict())
 
-def torch_save(o):
-    out = io.BytesIO()
-    torch.save(o, out)
-    return out.getvalue()
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64, torch.complex64,
+    torch.uint8, torch.bool], ids=str)
+def test_numbers_of_any_precision_are_read(dtype, tmp_path):
+    state = dict(a=torch.arange(6).reshape(2, 3).to(dtype), b=torch.tensor(1).to(dtype), c=torch.ones(0, 2).to(dtype))
+    for data in (save(state), saved(state), saved(state, **legacy)):
+        (tmp_path/'a').write_bytes(data)
+        assert bits(read_source(tmp_path/'a').state) == bits(state)
 
-# Sent to the Hub, and back
+@each_format
+def test_tensors_that_lie_oddly_in_memory_are_read(options, tmp_path):
+    base = torch.arange(24.).reshape(2, 3, 4)
+    state = dict(a=base, b=base[1], c=base.permute(2, 0, 1), d=base[:, ::2, 1], e=nn.Parameter(base[0]))
+    (tmp_path/'a').write_bytes(saved(state, **options))
+    assert bits(read_source(tmp_path/'a').state) == bits(state)
 
-@pytest.fixture
-def pushed(hub, logged_in, files):
-    "Address of the commit that sent the first file"
-    return push_to_hub(files[0][0], 'me/digits')
-
-def test_pushed_file_comes_back_byte_for_byte(hub, pushed, files):
-    assert from_hub('me/digits').read_bytes() == files[0][0].read_bytes()
-    assert pushed == f'{hub.endpoint}/me/digits/commit/{hub.repos["me/digits"]["hashes"][-1]}'
-
-def test_pushed_network_predicts_the_same(pushed, files):
-    loaded, local = load_weights('me/digits'), load_weights(files[0][0])
-    assert torch.equal(answers(loaded), answers(files[1][0])) and not loaded.training
-    assert same(loaded.state_dict(), files[1][0].state_dict())
-    assert loaded.card == local.card and loaded.card['nth'] == 0 and loaded.card['vocab'] == [str(i) for i in range(10)]
-
-def test_pushed_network_is_a_source(pushed, files):
-    model = resnet9(7, width=2)
-    receipt = transfer_weights('me/digits', model)
-    assert receipt.share == 1 and same(model.body.state_dict(), files[1][0].body.state_dict())
-
-def test_page_has_licence_and_card(hub, pushed, files):
-    page = hub.repos['me/digits']['commits'][-1]['README.md'].decode()
-    about = huggingface_hub.ModelCard(page).data
-    assert about.license == 'apache-2.0' and about.library_name == 'nbtransfer'
-    shown = json.loads(re.search(r'```json\n(.*?)\n```', page, re.S)[1])
-    assert shown == load_weights(files[0][0]).card
-
-def test_page_without_licence_says_other(hub, logged_in, tmp_path):
-    learn = task_learner(digits(), resnet9(10, width=2))
-    push_to_hub(save_weights(learn, tmp_path/'a.safetensors'), 'me/digits')
-    page = hub.repos['me/digits']['commits'][-1]['README.md'].decode()
-    assert huggingface_hub.ModelCard(page).data.license == 'other'
-
-@pytest.mark.parametrize('repo_id', ['me/digits', 'digits'])
-def test_line_of_the_page_loads_it(repo_id, hub, logged_in, files):
-    push_to_hub(files[0][0], repo_id)
-    page = hub.repos['me/digits']['commits'][-1]['README.md'].decode()
-    names = {}
-    exec(re.search(r'```python\n(.*?)\n```', page, re.S)[1], names)
-    assert same(names['model'].state_dict(), files[1][0].state_dict())
-
-def test_pushing_again_keeps_the_old_revision(hub, pushed, files):
-    again = push_to_hub(files[0][1], 'me/digits')
-    assert again != pushed and len(hub.repos['me/digits']['commits']) == 3   # the first one made the repository
-    old, new = f'me/digits@{pushed.rpartition("/")[2]}', 'me/digits'
-    for name, i in ((new, 1), (old, 0), (new, 1)):
-        assert load_weights(name).card['nth'] == i
-        assert same(load_weights(name).state_dict(), files[1][i].state_dict())
-    model = resnet9(10, width=2)
-    transfer_weights(old, model)
-    assert same(model.body.state_dict(), files[1][0].body.state_dict())
-
-def test_pushing_leaves_other_files_alone(hub, logged_in, files):
-    hub.add('me/digits', {'notes.txt': b'mine', 'README.md': b'old'})
-    push_to_hub(files[0][0], 'me/digits')
-    now = hub.repos['me/digits']['commits'][-1]
-    assert now['notes.txt'] == b'mine' and now['README.md'] != b'old' and now['model.safetensors']
-
-@pytest.mark.parametrize('private', [False, True])
-def test_private_is_passed_on(private, hub, logged_in, files):
-    push_to_hub(files[0][0], 'me/digits', private=private)
-    assert hub.repos['me/digits']['private'] is private
-    push_to_hub(files[0][1], 'me/digits')   # of a new repository only
-    assert hub.repos['me/digits']['private'] is private
-
-def test_private_repository_needs_a_token(hub, files, monkeypatch):
-    push_to_hub(files[0][0], 'me/digits', private=True, token='hf_me')
-    with saying('me/digits', 'log in', error=DataMissing): load_weights('me/digits')
-    monkeypatch.setenv('HF_TOKEN', 'hf_me')
-    assert load_weights('me/digits').card['nth'] == 0
-
-# What is not sent
-
-def test_push_without_a_token(hub, files):
-    with pytest.raises(Exception, match='401'): push_to_hub(files[0][0], 'me/digits')
-    assert not hub.repos and not hub.sent
-
-def test_push_to_a_hub_that_is_lost(hub, logged_in, lose, files):
-    lose()
-    with pytest.raises(Exception, match='refused|connect'): push_to_hub(files[0][0], 'me/digits')
-    assert not hub.repos
-
-def test_push_to_a_bad_name(hub, logged_in, files):
-    with saying('me/my digits'): push_to_hub(files[0][0], 'me/my digits')
-    assert not hub.repos
-
-def changed(path, **card):
-    "A file's bytes with one number of its tensors changed, or something in its card, and no hash"
-    with safe_open(path, 'pt') as f: state, old = {n: f.get_tensor(n) for n in f.keys()}, f.metadata()['card']
-    if not card: state['head.bias'][0] += 1
-    return save(state, metadata=dict(card=json.dumps({**json.loads(old), **card}) if card else old))
-
-not_written_by_us = {
-    'no card': lambda path: save(tensors()), 'pickle': lambda path: torch_save(tensors()), 'text': lambda path: b'text',
-    'short': lambda path: path.read_bytes()[:-9], 'number': changed, 'card': lambda path: changed(path, licence='MIT')}
-
-@pytest.mark.parametrize('kind', not_written_by_us)
-def test_file_that_is_not_ours_is_refused_before_any_request(kind, hub, logged_in, files, tmp_path):
-    path = tmp_path/'a.safetensors'
-    path.write_bytes(not_written_by_us[kind](files[0][0]))
-    with saying('a.safetensors'): push_to_hub(path, 'me/digits')
-    with saying('none.safetensors'): push_to_hub(tmp_path/'none.safetensors', 'me/digits')
-    assert not hub.requests
+def test_files_are_read_by_what_they_hold(tmp_path):
+    state = small_state()
+    files = {'a.safetensors': saved(state), 'b.safetensors': saved(state, **legacy), 'a.pth': save(state)}
+    for name, data in files.items():
+        (tmp_path/name).write_bytes(data)
+        assert bits(read_source(tmp_path/name).state) == bits(state)
+    (tmp_path/'b.pth').write_bytes(small_file())
+    assert load_weights(tmp_path/'b.pth').card['arch'] == small_arch()
 
 # What cannot be fetched
 
@@ -258,12 +207,6 @@ def test_hub_that_is_lost_with_the_file_in_the_cache(name, hub, lose):
     lose()
     assert same(read_source('me/net').state, tensors())
 
-def test_revision_in_the_cache_outlives_the_hub(hub, pushed, lose):
-    name = f'me/digits@{pushed.rpartition("/")[2]}'
-    card = load_weights(name).card
-    lose()
-    assert load_weights(name).card == card
-
 def test_download_that_breaks_off(hub, lose, tmp_path):
     hub.add('me/net', {'model.safetensors': save(tensors())})
     hub.cut, model = 1000, resnet9(3, width=2)
@@ -275,11 +218,6 @@ def test_download_that_breaks_off(hub, lose, tmp_path):
     assert same(model.body.state_dict(), {n[5:]: t for n, t in tensors().items() if n.startswith('body.')})
 
 # What is fetched and not trusted
-
-class Bomb:
-    "Writes a file when it is unpickled"
-    def __init__(self, path): self.path = path
-    def __reduce__(self): return Path.touch, (self.path,)
 
 @pytest.mark.parametrize('name', ['pytorch_model.bin', 'net.pth'])
 def test_pickle_of_tensors_is_read(name, hub):
@@ -296,15 +234,6 @@ def test_pickled_object_is_not_run(kind, name, hub, tmp_path):
     for call in (load_weights, read_source, lambda o: transfer_weights(o, model, min_share=0)):
         with saying('read_source', name): call('me/net')
     assert not (tmp_path/'ran').exists()
-
-@pytest.mark.parametrize('kind, part', [('number', 'tensors'), ('card', 'card')])
-def test_tampered_file_is_refused(kind, part, hub, pushed, files):
-    hub.add('me/digits', {'model.safetensors': not_written_by_us[kind](files[0][0])})
-    model = resnet9(10, width=2)
-    before = {n: t.clone() for n, t in model.state_dict().items()}
-    for call in (load_weights, lambda o: transfer_weights(o, model)):
-        with saying(f'the {part} in', 'not'): call('me/digits')
-    assert same(model.state_dict(), before)
 
 def test_tensors_of_a_stranger(hub):
     "Without a card they can be carried, by name, into a network that the user builds"
@@ -426,7 +355,7 @@ def vision(hub, monkeypatch):
     return publish
 
 @pytest.fixture
-def cached(tmp_path): return lambda: [o.name for o in (tmp_path/'torch').rglob('*') if o.is_file()]
+def cached(on_this_machine, tmp_path): return lambda: [o.name for o in (tmp_path/'torch').rglob('*') if o.is_file()]
 
 def small(name='mobilenet_v3_small'):
     "A torchvision network with random weights, and its file"
