@@ -836,28 +836,31 @@ def network_of_card(
 
 def _check_arch(arch, state):
     "Refuse a card whose network would not fit the tensors, before it takes any memory"
-    for name, value in arch['kwargs'].items(): _check_argument(name, value, state)
+    _check_arguments(arch['kwargs'], state)
     with torch.device('meta'): made = create_network(arch['name'], **arch['kwargs']).state_dict()
-    wanted = sorted(trimmed_shape(tensor.shape) for tensor in made.values())
-    given = sorted(trimmed_shape(tensor.shape) for tensor in state.values())
-    if wanted != given:
+    if _sorted_shapes(made) != _sorted_shapes(state):
         differ = [name for name, tensor in made.items()
                   if name not in state or tensor.shape != state[name].shape]
         raise ValueError(f'the shapes of {arch["name"]} {arch["kwargs"]} are needed; '
                          f'{differ[:3]} differ')
 
-def _check_argument(name, value, state):
-    "Refuse an argument that makes a network load a file, or larger than its tensors can be"
-    if re.search('pretrained|checkpoint|weights|cache|script', name):
-        raise ValueError(f'arguments of a network are needed; got {name}')
-    values = value if isinstance(value, list) else [value]
-    numbers = [n for n in values if isinstance(n, (int, float))]
-    counts_parts = re.search('depth|layer|block|stage', name)   # each part has tensors of its own
-    sizes = [n for tensor in state.values() for n in tensor.shape]
-    most = len(state) if counts_parts else max(1024, *sizes)
-    is_too_large = any(abs(n) > most for n in numbers)
-    if is_too_large or counts_parts and sum(numbers) > most:
-        raise ValueError(f'{name} of at most {most} fits the tensors; got {value}')
+def _sorted_shapes(state): return sorted(trimmed_shape(tensor.shape) for tensor in state.values())
+
+def _check_arguments(arguments, state):
+    "Refuse arguments of a network that ask for other files, or for more than the tensors fill"
+    elsewhere = [name for name in arguments
+                 if re.search('pretrained|checkpoint|weights|cache|script', name)]
+    if elsewhere: raise ValueError(f'arguments of a network are needed; got {elsewhere}')
+    longest = max([1024, *(max(tensor.shape, default=0) for tensor in state.values())])
+    for name, value in arguments.items():
+        values = value if isinstance(value, list) else [value]
+        numbers = [number for number in values if isinstance(number, (int, float))]
+        most = longest
+        if re.search('depth|layer|block|stage', name):   # counts parts, each with its tensors
+            numbers.append(sum(numbers))
+            most = len(state)
+        if any(abs(number) > most for number in numbers):
+            raise ValueError(f'{name} of at most {most} fits the tensors; got {value}')
 
 # %% ../nbs/08_transfer.ipynb #identity-fates
 def _identity_fates(fates, inventory, x):
