@@ -14,8 +14,9 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
-# %% ../nbs/07_adaptation.ipynb #channels
+# %% ../nbs/07_adaptation.ipynb #adapt-channels
 def adapt_channels(
     weight:torch.Tensor, # `(n_out,n,h,w)` of a first convolution
     n_in:int,            # input channels wanted
@@ -23,17 +24,24 @@ def adapt_channels(
 )->torch.Tensor:         # `(n_out,n_in,h,w)`
     """Make the weights of a first convolution fit another number of input channels
 
-    Raises `ValueError` for a rule that does not fit the numbers.
+    Raises `ValueError` for an unknown rule, or one that does not fit the numbers.
 
     Source: 'sum' and 'repeat' as in timm, Wightman; 'zero' as in fastai."""
     n = weight.shape[1]
-    if rule == 'sum' and n % n_in == 0: return weight.unflatten(1, (n // n_in, n_in)).sum(1)
-    if rule == 'repeat' and n_in >= n: return weight[:, torch.arange(n_in) % n] * (n / n_in)
-    if rule == 'zero' and n_in >= n:
-        return torch.cat([weight, weight.new_zeros(len(weight), n_in - n, *weight.shape[2:])], 1)
-    raise ValueError(f"adapt_channels: 'sum' (to a divisor of {n} channels), 'repeat' or 'zero' "
-                     f'(to {n} or more) is needed; got {rule!r} for {n} → {n_in} channels')
+    if rule not in ('sum', 'repeat', 'zero'):
+        raise ValueError(f"adapt_channels: `rule` must be 'sum', 'repeat' or 'zero' (got {rule!r})")
+    if n_in < 1: raise ValueError(f'adapt_channels: `n_in` must be at least 1 (got {n_in})')
+    if rule == 'sum' and n % n_in:
+        raise ValueError(f"adapt_channels: 'sum' for {n} → {n_in} channels cannot be: {n_in} is no "
+                         f"divisor of {n}; for more channels say 'repeat' or 'zero'")
+    if rule != 'sum' and n_in < n:
+        raise ValueError(f"adapt_channels: {rule!r} for {n} → {n_in} channels cannot be: it only "
+                         "adds channels; for fewer say 'sum'")
+    if rule == 'sum': return weight.unflatten(1, (n // n_in, n_in)).sum(1)
+    if rule == 'repeat': return weight[:, torch.arange(n_in) % n] * (n / n_in)
+    return torch.cat([weight, weight.new_zeros(len(weight), n_in - n, *weight.shape[2:])], 1)
 
+# %% ../nbs/07_adaptation.ipynb #channel-change
 def channel_change(
     old:torch.Tensor, # `(n_out,n,h,w)` weights
     new:torch.Tensor, # `(n_out,n_in,h,w)` weights made of them
@@ -43,13 +51,7 @@ def channel_change(
     noise = new.norm() / old.norm().clamp(min=1e-12)
     return float(grey), float(noise)
 
-# %% ../nbs/07_adaptation.ipynb #positions
-def _grids(n, grid):
-    "Ways to see `n` places as class tokens and a grid"
-    if grid: return [(n - grid[0] * grid[1], tuple(grid))]
-    sides = [(k, math.isqrt(max(0, n - k))) for k in range(3)]
-    return [(k, (side, side)) for k, side in sides if side ** 2 == n - k]
-
+# %% ../nbs/07_adaptation.ipynb #resize-positions
 def resize_positions(
     pos:torch.Tensor, # `(1,n,d)` position embedding, class tokens first
     n_places:int,     # places wanted, class tokens included
@@ -61,14 +63,24 @@ def resize_positions(
     Raises `ValueError` if places do not make such grids with the same number of class tokens.
 
     Source: Dosovitskiy et al. 2021, sec. 3.2."""
-    ways = [(k, a, b) for k, a in _grids(pos.shape[1], old) for j, b in _grids(n_places, new)
-            if j == k >= 0 and min(a + b) > 0]
-    if not ways:
-        raise ValueError('resize_positions: grids with the same number of class tokens are needed; '
-                         f'got {pos.shape[1]} → {n_places} places, {old or "square"} → '
-                         f'{new or "square"}')
-    k, a, b = ways[0]
-    return resample_abs_pos_embed(pos, list(b), list(a), num_prefix_tokens=k)
+    new_grids = _grids(n_places, new)
+    for n_tokens, old_grid in _grids(pos.shape[1], old).items():
+        new_grid = new_grids.get(n_tokens)
+        if n_tokens < 0 or new_grid is None or min(*old_grid, *new_grid) < 1: continue
+        return resample_abs_pos_embed(pos, list(new_grid), list(old_grid),
+                                      num_prefix_tokens=n_tokens)
+    raise ValueError('resize_positions: grids with the same number of class tokens are needed; '
+                     f'got {pos.shape[1]} → {n_places} places, {old or "square"} → '
+                     f'{new or "square"}')
+
+def _grids(n_places, grid):
+    "Ways to see places: number of class tokens → rows and columns of the grid"
+    if grid: return {n_places - grid[0] * grid[1]: tuple(grid)}
+    found = {}
+    for n_tokens in range(3):
+        side = math.isqrt(max(0, n_places - n_tokens))
+        if side ** 2 == n_places - n_tokens: found[n_tokens] = (side, side)
+    return found
 
 # %% ../nbs/07_adaptation.ipynb #rows-by-name
 def rows_by_name(
@@ -80,17 +92,29 @@ def rows_by_name(
     """Carry the rows of classes that both heads know by the same name
 
     Raises `ValueError` unless both lists name each row once and share a name."""
-    for rows, names in ((old, vocab), (new, wanted)):
-        if len(rows) != len(names) or len(set(names)) < len(names):
-            raise ValueError(f'rows_by_name: a name for each of {len(rows)} rows, each once, is '
-                             f'needed; got {len(names)}, {len(set(names))} of them different')
-    at = {c: i for i, c in enumerate(vocab)}
-    both = [(i, at[c]) for i, c in enumerate(wanted) if c in at]
-    if not both:
+    _check_names('vocab', vocab, len(old))
+    _check_names('wanted', wanted, len(new))
+    row_of = {name: i for i, name in enumerate(vocab)}
+    ours = [i for i, name in enumerate(wanted) if name in row_of]
+    if not ours:
         raise ValueError('rows_by_name: a class that both know is needed; none of '
                          f'{wanted[:3]}… is among {vocab[:3]}…')
-    ours, theirs = (torch.tensor(o, device=new.device) for o in zip(*both))
-    return new.index_copy(0, ours, old.to(new)[theirs])
+    theirs = [row_of[wanted[i]] for i in ours]
+    place = torch.tensor(ours, device=new.device)
+    return new.index_copy(0, place, old.to(new)[torch.tensor(theirs, device=new.device)])
+
+def _check_names(what, names, n_rows):
+    "Refuse names that are not one for each row"
+    if not names:
+        raise ValueError(f'rows_by_name: `{what}` must name at least one class (got none)')
+    if len(names) != n_rows:
+        raise ValueError(f'rows_by_name: `{what}` must have a name for each of {n_rows} rows '
+                         f'(got {len(names)})')
+    for name in names:
+        times = names.count(name)
+        if times > 1:
+            raise ValueError(f'rows_by_name: `{what}` must name its classes each once '
+                             f'(got {name!r} {times} times)')
 
 # %% ../nbs/07_adaptation.ipynb #widen
 def widen(
@@ -103,49 +127,81 @@ def widen(
     Raises `ValueError` for another number of sides, or a smaller one.
 
     Source: Chen et al. 2016, Net2Net, sec. 2.2; uneven parts stand for the noise they add."""
-    if len(shape) != weight.ndim or any(n < o for n, o in zip(shape, weight.shape)):
+    if len(shape) != weight.ndim:
+        raise ValueError(f'widen: `shape` must have {weight.ndim} sides, as the weight has '
+                         f'(got {tuple(shape)})')
+    if any(n < k for n, k in zip(shape, weight.shape)):
         raise ValueError('widen: no side may become smaller; got '
                          f'{tuple(weight.shape)} → {tuple(shape)}')
-    out = weight
+    wide = weight
     for side, n in enumerate(shape):
-        if n != weight.shape[side]:
-            out = out.index_select(side, torch.arange(n, device=out.device) % weight.shape[side])
-    if weight.ndim < 2 or shape[1] == weight.shape[1]: return out
-    parts = .5 + torch.rand(tuple(shape), generator=torch.Generator().manual_seed(seed)).to(out)
-    copy_of = torch.arange(shape[1], device=out.device) % weight.shape[1]
+        k = weight.shape[side]
+        if n != k: wide = wide.index_select(side, torch.arange(n, device=wide.device) % k)
+    if weight.ndim < 2 or shape[1] == weight.shape[1]: return wide
+    drawn = torch.rand(tuple(shape), generator=torch.Generator().manual_seed(seed))
+    parts = .5 + drawn.to(wide)
+    copy_of = torch.arange(shape[1], device=wide.device) % weight.shape[1]
     total = parts.new_zeros(shape[0], weight.shape[1], *shape[2:]).index_add(1, copy_of, parts)
-    return out * parts / total.index_select(1, copy_of)
+    return wide * parts / total.index_select(1, copy_of)
 
-# %% ../nbs/07_adaptation.ipynb #identity-helpers
+# %% ../nbs/07_adaptation.ipynb #gives-back
+def _params_of(layer):
+    "The parameters of a layer itself by name, those of its children left out"
+    return dict(layer.named_parameters(recurse=False, remove_duplicate=False))
+
 def _weighted(block):
-    return [m for m in block.modules() if any(p is not None for p in m._parameters.values())]
+    "The layers of a block that have parameters, in order"
+    return [layer for layer in block.modules() if _params_of(layer)]
 
-def _zeros(layer):
-    "Give a layer new parameters of zeros; those it had are untouched"
-    for p in layer._parameters.values():
-        if p is not None: p.data = torch.zeros_like(p)
+def _zero_(layer):
+    "Give a layer new parameters of zeros; the tensors it had are untouched"
+    for param in _params_of(layer).values(): param.data = torch.zeros_like(param)
 
-def _identity_kernel(layer):
-    "Make a convolution, linear layer or BatchNorm the identity, as far as its shape allows"
-    if isinstance(layer, _BatchNorm):
-        layer.weight.data = (layer.running_var + layer.eps).sqrt()
-        layer.bias.data = layer.running_mean.clone()
-    else: _zeros(layer)
-    if isinstance(layer, nn.Linear): nn.init.eye_(layer.weight)
-    if isinstance(layer, nn.modules.conv._ConvNd): nn.init.dirac_(layer.weight, layer.groups)
-
-def _unchanged(block, x, tol=0.):
+def _gives_back(block, x, tolerance=0.):
+    "Whether the output is the input, up to a share of its largest number"
     with torch.no_grad(): y = block(x)
-    return y.shape == x.shape and bool(((y - x).abs() <= tol * x.abs().max()).all())
+    if y.shape != x.shape: return False
+    return bool(((y - x).abs() <= tolerance * x.abs().max()).all())
 
 def _learns(block, x):
     "Whether a gradient reaches any of its parameters"
     with torch.enable_grad():
         out = block(x.detach())
         out.backward(torch.linspace(-1, 1, out.numel()).to(out).view_as(out))
-    found = any(p.grad is not None and p.grad.any() for p in block.parameters())
+    found = any(param.grad is not None and param.grad.any() for param in block.parameters())
     block.zero_grad(set_to_none=True)
     return found
+
+# %% ../nbs/07_adaptation.ipynb #ending-in-zeros
+def _ending_in_zeros(block, x):
+    "A copy with as few layers of zeros, from its end, as make it the identity; None if none do"
+    trial = deepcopy(block).eval()
+    zeroed = []
+    for layer in reversed(_weighted(trial)):
+        if _gives_back(trial, x): break
+        zeroed.append((layer, {name: param.data for name, param in _params_of(layer).items()}))
+        _zero_(layer)
+    if not _gives_back(trial, x): return None
+    for layer, old in reversed(zeroed):   # give back what did not matter
+        for name, value in old.items(): _params_of(layer)[name].data = value
+        if not _gives_back(trial, x): _zero_(layer)
+    return trial
+
+def _of_identity_kernels(block, x):
+    "A copy of which each layer passes on what it is given; None if the block does not"
+    trial = deepcopy(block).eval()
+    for layer in _weighted(trial): _pass_on_(layer)
+    return trial if _gives_back(trial, x, tolerance=1e-3) else None
+
+def _pass_on_(layer):
+    "Make a convolution, linear layer or BatchNorm the identity, as far as its shape allows"
+    if isinstance(layer, _BatchNorm):
+        layer.weight.data = (layer.running_var + layer.eps).sqrt()
+        layer.bias.data = layer.running_mean.clone()
+        return
+    _zero_(layer)
+    if isinstance(layer, nn.Linear): nn.init.eye_(layer.weight)
+    if isinstance(layer, _ConvNd): nn.init.dirac_(layer.weight, layer.groups)
 
 # %% ../nbs/07_adaptation.ipynb #identity-start
 def identity_start(
@@ -154,22 +210,21 @@ def identity_start(
 )->nn.Module:        # a copy in evaluation mode whose output is its input
     """Make a copy of a block that starts as the identity, with as few weights changed as will do
 
-    Raises `ValueError` if neither zeros at the end of its branches nor an identity kernel do it.
+    Raises `ValueError` if neither zeros at the end of its branches nor an identity kernel do it,
+    or if no gradient would reach it then.
 
     Source: Chen et al. 2016, Net2Net, sec. 2.3; zeros in branches: Goyal et al. 2017, sec. 5.1."""
-    trial, zeroed = deepcopy(block).eval(), []
-    for layer in reversed(_weighted(trial)):
-        if _unchanged(trial, x): break
-        zeroed.append((layer, {n: p.data for n, p in layer._parameters.items() if p is not None}))
-        _zeros(layer)
-    if _unchanged(trial, x):
-        for layer, old in reversed(zeroed):
-            for n, value in old.items(): layer._parameters[n].data = value
-            if not _unchanged(trial, x): _zeros(layer)
+    kind = type(block).__name__
+    is_identity = False
+    for start in (_ending_in_zeros, _of_identity_kernels):
+        trial = start(block, x)
+        if trial is None: continue
         if _learns(trial, x): return trial
-    trial = deepcopy(block).eval()
-    for layer in _weighted(trial): _identity_kernel(layer)
-    if _unchanged(trial, x, tol=1e-3) and _learns(trial, x): return trial
-    raise ValueError('identity_start: a block that can give back what it is given, and still '
-                     f'learn, is needed; {type(block).__name__} is no residual block with a linear '
-                     'end, nor a layer with as many outputs as inputs')
+        is_identity = True
+    if is_identity:
+        raise ValueError('identity_start: a block that can still learn is needed; as the identity '
+                         f'{kind} passes no gradient to its weights: end its branch in a layer, '
+                         'not in a ReLU')
+    raise ValueError('identity_start: a block that can give back what it is given is needed; '
+                     f'{kind} is no residual block with a linear end, nor a layer with as many '
+                     'outputs as inputs')

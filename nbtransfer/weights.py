@@ -19,10 +19,10 @@ from safetensors.torch import save
 from torch import nn
 from .files import digest, seal, write_whole
 from .loaders import inference_card
-from .networks import create_network, unwrapped
+from .networks import unwrapped
 from .pretraining import record_of
 from .sources import read_source, shipped_names
-from .transfer import transfer_weights, trimmed_shape
+from .transfer import network_of_card
 
 # %% ../nbs/09_weights.ipynb #write-file
 def _write_file(path, state, card):
@@ -68,40 +68,6 @@ def save_weights(
     _write_file(path, state, card)
     return path
 
-# %% ../nbs/09_weights.ipynb #check-arch
-_ELSEWHERE = re.compile('pretrained|checkpoint|weights|cache|script')   # names other files
-_COUNTS = re.compile('depth|layer|block|stage')   # counts parts, each of which has tensors
-
-def _numbers_in(value):
-    values = value if isinstance(value, list) else [value]
-    return [number for number in values if isinstance(number, (int, float))]
-
-def _check_arguments(arguments, state):
-    "Refuse arguments of a network that ask for other files, or for more than the tensors fill"
-    elsewhere = [name for name in arguments if _ELSEWHERE.search(name)]
-    if elsewhere: raise ValueError(f'arguments of a network are needed; got {elsewhere}')
-    longest = max([1024, *(max(tensor.shape, default=0) for tensor in state.values())])
-    for name, value in arguments.items():
-        numbers = _numbers_in(value)
-        most = longest
-        if _COUNTS.search(name):
-            numbers.append(sum(numbers))
-            most = len(state)
-        if any(abs(number) > most for number in numbers):
-            raise ValueError(f'{name} of at most {most} fits the tensors; got {value}')
-
-def _sorted_shapes(state): return sorted(trimmed_shape(tensor.shape) for tensor in state.values())
-
-def _check_arch(arch, state):
-    "Refuse a card whose network would not fit the tensors, before it takes any memory"
-    _check_arguments(arch['kwargs'], state)
-    with torch.device('meta'): made = create_network(arch['name'], **arch['kwargs']).state_dict()
-    if _sorted_shapes(made) != _sorted_shapes(state):
-        differ = [name for name, tensor in made.items()
-                  if name not in state or tensor.shape != state[name].shape]
-        raise ValueError(f'the shapes of {arch["name"]} {arch["kwargs"]} are needed; '
-                         f'{differ[:3]} differ')
-
 # %% ../nbs/09_weights.ipynb #load-weights
 def load_weights(
     source:object,   # a file that `save_weights` wrote, or a name that `read_source` takes
@@ -114,17 +80,7 @@ def load_weights(
     if 'arch' not in found.card:
         raise ValueError('load_weights: a card that names the network is needed; '
                          f'{name} has none: build the network and use transfer_weights')
-    try:
-        arch = found.card['arch']
-        _check_arch(arch, found.state)
-        model = create_network(arch['name'], **arch['kwargs'])
-        transfer_weights(found, model, head=True, min_share=1)
-    except Exception as error:   # networks complain of odd arguments in every way
-        advice = 'fetch the file again' if 'sha256' in found.card else 'use transfer_weights'
-        raise ValueError(f'load_weights: the card of {name} does not name a network that its '
-                         f'tensors fit ({type(error).__name__}: {error}): {advice}') from error
-    model.card = found.card
-    return model.eval()
+    return network_of_card(found._replace(label=name))
 
 # %% ../nbs/09_weights.ipynb #pretrained
 def pretrained(
