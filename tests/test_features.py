@@ -1,12 +1,12 @@
 "Features that are computed once: the same as without, found again while nothing changes, and never when something did"
-import os, random, time
+import os, time
 from collections import OrderedDict
 from copy import deepcopy
 from functools import cache
 from types import SimpleNamespace
 import numpy as np, pytest, torch
 from fastai.callback.core import Callback
-from fastai.callback.schedule import lr_find  # gives Learner its `lr_find`
+from fastai.callback.schedule import lr_find  # noqa: F401, gives Learner its `lr_find`
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
