@@ -1,12 +1,12 @@
 "Features that are computed once: the same as without, found again while nothing changes, and never when something did"
-import os, random, time
+import os, time
 from collections import OrderedDict
 from copy import deepcopy
 from functools import cache
 from types import SimpleNamespace
 import numpy as np, pytest, torch
 from fastai.callback.core import Callback
-from fastai.callback.schedule import lr_find  # gives Learner its `lr_find`
+from fastai.callback.schedule import lr_find  # noqa: F401, gives Learner its `lr_find`
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
@@ -34,7 +34,8 @@ few, plain, splits = digits().subset(5), compute_settings(precision=torch.float3
 archs = dict(article_cnn=('article_cnn', {}), resnet9=('resnet9', dict(width=8)),
     convnext=('timm/convnext_atto', dict(depths=(1, 1, 1, 1), dims=(8, 16, 16, 32), drop_path_rate=.2)),
     vit=('timm/vit_tiny_patch16_224', dict(img_size=32, patch_size=8, depth=2, embed_dim=48, num_heads=3, proj_drop_rate=.1)))
-each_arch = pytest.mark.parametrize('name', archs)
+training = pytest.mark.training
+each_arch = pytest.mark.parametrize('name', [pytest.param(name, marks=[] if name == 'resnet9' else training) for name in archs])
 
 @cache
 def source(name):
@@ -137,6 +138,7 @@ def test_training_is_the_same(name):
     learn = compare(live, cached)
     for a, b in zip(live.curves.rows, learn.curves.rows, strict=True): assert a == pytest.approx(b, abs=1e-4)
 
+@training
 @pytest.mark.parametrize('bs', [50, 16, 7])
 def test_batches_are_the_same(bs):
     "Also where the last pictures of an epoch are left out"
@@ -155,9 +157,11 @@ def with_own_head(*layers):
 
 heads = dict(dropout=[nn.Dropout()], batchnorm=[nn.BatchNorm1d(64)], deep=[nn.Linear(64, 64), nn.ReLU(), nn.Dropout(.2)])
 
+@training
 @pytest.mark.parametrize('name', heads)
 def test_heads_of_several_layers(name): compare(*with_own_head(*heads[name]), n_epochs=4)
 
+@training
 def test_bfloat16():
     rounded = compute_settings(precision=torch.bfloat16)
     live, cached = (carried('vit', compute=rounded) for _ in range(2))
@@ -177,6 +181,7 @@ class Inputs(Callback):
     def before_batch(self):
         if self.training: self.seen.setdefault(self.epoch, []).append((self.xb[0].clone(), self.yb[0].clone()))
 
+@training
 @pytest.mark.parametrize('n_views', [1, 3])
 def test_an_epoch_takes_the_next_view(n_views):
     learn, inputs = carried(augment=True), Inputs()
@@ -191,6 +196,7 @@ def test_an_epoch_takes_the_next_view(n_views):
 
 augments = dict(article=True, crop=[ReflectCrop(mirror=False), Cutout()], fastai=None, files=True)
 
+@training
 @pytest.mark.parametrize('name', augments)
 def test_views_are_chosen_by_the_seed_alone(name, tmp_path):
     task = image_folder(write_folder(tmp_path/'pets', 24), in_memory=False) if name == 'files' else few
@@ -205,6 +211,7 @@ def test_views_are_chosen_by_the_seed_alone(name, tmp_path):
     assert not torch.equal(other, feats[:2])
     assert torch.equal(views(2, 7), feats[:2]), 'more views begin with the same'
 
+@training
 def test_training_on_views_can_be_repeated():
     heads = []
     for chance in (0, 1):
@@ -278,6 +285,7 @@ def test_views_are_found_again(name):
     passes = Passes(learn)
     assert len({id(body_features(learn, n_views=2)) for _ in range(3)}) == 1 and passes.n == 2
 
+@training
 @places
 def test_views_are_computed_anew_when_augmentation_changes(in_memory, cache_folder):
     learn = carried(augment=True)
@@ -335,6 +343,7 @@ def test_found_again_by_another_learner(cache_folder):
     in_memory = carried(augment=True)
     for (split, k), a in zip(kinds, first): assert torch.equal(body_features(in_memory, split, k, in_memory=True).feats, a.feats)
 
+@training
 def test_training_from_the_disk(cache_folder, monkeypatch):
     "Where memory is short, nothing else has to be said"
     live, cached = carried('vit'), carried('vit')
@@ -510,11 +519,10 @@ class Cut(Callback):
         self.left -= self.training
         if self.left == 0: raise KeyboardInterrupt
 
-@some(8)
-@given(st.lists(st.integers(1, 15), min_size=1, max_size=3), st.integers(1, 3))
-def test_training_of_a_head_goes_on(tmp_path_factory, cuts, every_steps):
-    "Cut off and resumed from a checkpoint, it ends bit for bit as if it had not been, view by view"
-    path, states = tmp_path_factory.mktemp('run')/'head', []
+cuts_and_steps = given(st.lists(st.integers(1, 15), min_size=1, max_size=3), st.integers(1, 3))
+
+def check_going_on(path, cuts, every_steps):
+    states = []
     for cbs in ([], *([Cut(n)] for n in cuts), []):
         learn = carried('vit', augment=True, bs=16)
         if states: cbs = [*cbs, Checkpoint(path, every_steps, resume=True)]
@@ -523,6 +531,20 @@ def test_training_of_a_head_goes_on(tmp_path_factory, cuts, every_steps):
         except KeyboardInterrupt: continue
         states.append((cloned(learn.model), head.curves.rows))
     assert len(states) >= 2 and all(states_equal(states[0][0], s) and rows == states[0][1] for s, rows in states[1:])
+
+@training
+@some(2)
+@cuts_and_steps
+def test_training_of_a_head_goes_on(tmp_path_factory, cuts, every_steps):
+    "Cut off and resumed from a checkpoint, it ends bit for bit as if it had not been, view by view"
+    check_going_on(tmp_path_factory.mktemp('run')/'head', cuts, every_steps)
+
+@pytest.mark.nightly
+@training
+@some(8)
+@cuts_and_steps
+def test_training_of_a_head_goes_on_however_it_is_cut(tmp_path_factory, cuts, every_steps):
+    check_going_on(tmp_path_factory.mktemp('run')/'head', cuts, every_steps)
 
 # Linear probes
 
@@ -536,6 +558,7 @@ def two_classes():
 
 probes = {**{name: (name, few) for name in archs}, 'two classes': ('resnet9', two_classes())}
 
+@training
 @pytest.mark.parametrize('n_views', [0, 2])
 @pytest.mark.parametrize('name', probes)
 def test_probe_is_that_of_scikit_learn(name, n_views):
@@ -566,6 +589,7 @@ def test_probe_never_looks_at_test(monkeypatch):
     linear_probe(carried(augment=True), 2, Cs=[.1])
     assert set(seen) == {'train', 'valid'}
 
+@training
 def test_probe_says_what_converged():
     table = linear_probe(carried(), Cs=[10, 1e-4], max_iter=3)
     assert table.C.tolist() == [1e-4, 10] and not table.converged[1] and linear_probe(carried(), Cs=[1e-3]).converged.all()
@@ -599,6 +623,7 @@ def parts():
 
 def unnamed(): return nn.Sequential(article_cnn(10).body, nn.Linear(512, 10))
 
+@training
 @pytest.mark.parametrize('model', [unnamed, parts])
 def test_plain_learners(model, tmp_path, cache_folder):
     live, cached = bare(model), bare(model)
