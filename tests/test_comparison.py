@@ -257,7 +257,7 @@ source = lru_cache(network)
 def tiny():
     "Digits with fewer pictures to look at after training"
     splits = digits().splits
-    return digits().replaced(splits=dict(splits, valid=splits['valid'][::6], test=splits['test'][::10]))
+    return digits().replaced(splits=dict(splits, valid=splits['valid'][::6].contiguous(), test=splits['test'][::10].contiguous()))
 
 def quick(path=None, per_class=(1,), strategies=('scratch', 'head only'), seeds=2, task=None, src=None, **kwargs):
     kwargs = dict(n_epochs=2, progress=False, path=path) | kwargs
