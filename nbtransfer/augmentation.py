@@ -17,7 +17,9 @@ from torch.nn.functional import grid_sample
 # %% ../nbs/01_augmentation.ipynb #batch-augment
 class BatchAugment(Transform):
     "A batch transform, used in training only, that draws its parameters for each picture"
-    split_idx, order, rng = 0, 30, None
+    split_idx = 0   # for fastai: training only
+    order = 30      # for fastai: among the other augmentations
+    rng = None
 
     def seed(self,
         seed:int, # of all parameters drawn from now on
@@ -35,8 +37,8 @@ class BatchAugment(Transform):
         return torch.rand(n, k, generator=self.rng) * (high - low) + low
 
     def encodes(self, x:TensorImage):
-        params = [o.to(x.device, non_blocking=True) for o in self.draw(len(x))]
-        return TensorImage(self.apply(x.as_subclass(Tensor), *params))
+        parameters = [drawn.to(x.device, non_blocking=True) for drawn in self.draw(len(x))]
+        return TensorImage(self.apply(x.as_subclass(Tensor), *parameters))
 
 # %% ../nbs/01_augmentation.ipynb #affine-matrix
 def affine_matrix(
@@ -45,22 +47,24 @@ def affine_matrix(
     mirror:Tensor,   # `(b,)` -1 for a mirror image, else 1
 )->Tensor:           # `(b,2,3)` for `torch.nn.functional.affine_grid`
     "Compose turning, shifting and mirroring into one affine map per picture"
-    cos, sin = turn_rad.cos(), turn_rad.sin()
-    x, y = (2 * shift).unbind(1)
-    rows = [torch.stack([mirror * cos, -sin, x], 1), torch.stack([mirror * sin, cos, y], 1)]
-    return torch.stack(rows, 1)
+    cos = turn_rad.cos()
+    sin = turn_rad.sin()
+    shift_x, shift_y = (2 * shift).unbind(1)
+    row_x = torch.stack([mirror * cos, -sin, shift_x], 1)
+    row_y = torch.stack([mirror * sin, cos, shift_y], 1)
+    return torch.stack([row_x, row_y], 1)
 
 # %% ../nbs/01_augmentation.ipynb #affine-positions
 def affine_positions(
-    mat:Tensor,  # `(b,2,3)` maps, as of `affine_matrix`
-    height:int,  # pixels
-    width:int,   # pixels
-)->Tensor:       # `(b,height,width,2)` positions to sample from, x before y, in [-1, 1]
+    matrix:Tensor, # `(b,2,3)` maps, as of `affine_matrix`
+    height:int,    # pixels
+    width:int,     # pixels
+)->Tensor:         # `(b,height,width,2)` positions to sample from, x before y, in [-1, 1]
     "Apply each affine map to the centres of all pixels"
-    def centres(n): return (torch.arange(n, device=mat.device) * 2 + 1) / n - 1
-    columns = mat[:, :, :1] * centres(width) + mat[:, :, 2:]
-    rows = mat[:, :, 1:2] * centres(height)
-    return (columns[:, :, None] + rows[..., None]).permute(0, 2, 3, 1)
+    def centres(n): return (torch.arange(n, device=matrix.device) * 2 + 1) / n - 1
+    by_column = matrix[:, :, :1] * centres(width) + matrix[:, :, 2:]
+    by_row = matrix[:, :, 1:2] * centres(height)
+    return (by_column[:, :, None] + by_row[..., None]).permute(0, 2, 3, 1)
 
 # %% ../nbs/01_augmentation.ipynb #affine-augment
 class AffineAugment(BatchAugment):
@@ -72,15 +76,19 @@ class AffineAugment(BatchAugment):
     ):
         "Keep the ranges"
         super().__init__()
-        self.max_deg, self.max_shift, self.mirror = max_deg, max_shift, mirror
+        self.max_deg = max_deg
+        self.max_shift = max_shift
+        self.mirror = mirror
 
     def draw(self,
         n:int,  # pictures
     )->tuple:   # turns in radians `(n,)`, shifts in x and y `(n,2)`, -1 to mirror else 1 `(n,)`
         "Draw the parameters"
-        u = self.uniform(n, 4, -1, 1)
-        side = torch.where(u[:, 3] < 0, -1., 1.) if self.mirror else torch.ones(n)
-        return u[:, 0] * (self.max_deg * torch.pi / 180), u[:, 1:3] * self.max_shift, side
+        drawn = self.uniform(n, 4, -1, 1)
+        turn_rad = drawn[:, 0] * (self.max_deg * torch.pi / 180)
+        shift = drawn[:, 1:3] * self.max_shift
+        if not self.mirror: return turn_rad, shift, torch.ones(n)
+        return turn_rad, shift, torch.where(drawn[:, 3] < 0, -1., 1.)
 
     def apply(self,
         x:Tensor,        # `(b,c,h,w)` float
@@ -89,11 +97,16 @@ class AffineAugment(BatchAugment):
         side:Tensor,     # `(b,)` -1 to mirror, else 1
     )->Tensor:           # as `x`
         "Resample each picture once"
-        grid = affine_positions(affine_matrix(turn_rad, shift, side), *x.shape[2:]).to(x.dtype)
+        matrix = affine_matrix(turn_rad, shift, side)
+        positions = affine_positions(matrix, x.shape[2], x.shape[3]).to(x.dtype)
         x = x.contiguous()   # grid_sample is slow on channels-last memory
-        return grid_sample(x, grid, padding_mode='reflection', align_corners=False)
+        return grid_sample(x, positions, padding_mode='reflection', align_corners=False)
 
 # %% ../nbs/01_augmentation.ipynb #reflect-crop
+def _reflected(positions, n):
+    "Fold positions beyond the ends of `n` pixels back: -1 becomes 1, and `n` becomes `n-2`"
+    return n - 1 - (n - 1 - positions.abs()).abs()
+
 class ReflectCrop(BatchAugment):
     "Shift each picture by whole pixels, continued by reflection, and mirror half of them"
     order = 5   # on the bytes, before they become floats
@@ -104,14 +117,16 @@ class ReflectCrop(BatchAugment):
         "Keep the range; raises `ValueError` if it is negative"
         super().__init__()
         if pad_px < 0: raise ValueError(f'ReflectCrop: pad_px must be 0 or more; got {pad_px}')
-        self.pad_px, self.mirror = pad_px, mirror
+        self.pad_px = pad_px
+        self.mirror = mirror
 
     def draw(self,
         n:int,  # pictures
     )->tuple:   # shifts in x and y `(n,2)` in pixels, whether to mirror `(n,)`
         "Draw the parameters"
-        shift = self.uniform(n, 2, 0, 2 * self.pad_px + 1).long().clamp(max=2 * self.pad_px)
-        return shift - self.pad_px, (self.uniform(n, 1)[:, 0] < .5) & self.mirror
+        largest = 2 * self.pad_px
+        shift = self.uniform(n, 2, 0, largest + 1).long().clamp(max=largest) - self.pad_px
+        return shift, (self.uniform(n, 1)[:, 0] < .5) & self.mirror
 
     def apply(self,
         x:Tensor,      # `(b,c,h,w)` of any type
@@ -119,18 +134,22 @@ class ReflectCrop(BatchAugment):
         mirror:Tensor, # `(b,)` bool
     )->Tensor:         # as `x`
         "Take each picture's window; raises `ValueError` if it would leave the reflection"
-        b, _, h, w = x.shape
-        if self.pad_px >= min(h, w):
+        n, _, height, width = x.shape
+        if self.pad_px >= min(height, width):
             raise ValueError(f'ReflectCrop: pad_px must be less than the size of the picture, '
-                             f'{h}×{w} px; got {self.pad_px}')
-        def reflect(o, n): return n - 1 - (n - 1 - o.abs()).abs()
-        rows = reflect(torch.arange(h, device=x.device) + shift[:, 1:], h)
-        cols = reflect(torch.arange(w, device=x.device) + shift[:, :1], w)
-        cols = torch.where(mirror[:, None], cols.flip(1), cols)
-        each = torch.arange(b, device=x.device)[:, None, None]
-        return x[each, :, rows[:, :, None], cols[:, None]].permute(0, 3, 1, 2)
+                             f'{height}×{width} px; got {self.pad_px}')
+        rows = _reflected(torch.arange(height, device=x.device) + shift[:, 1:], height)
+        columns = _reflected(torch.arange(width, device=x.device) + shift[:, :1], width)
+        columns = torch.where(mirror[:, None], columns.flip(1), columns)
+        each = torch.arange(n, device=x.device)[:, None, None]
+        return x[each, :, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
 
 # %% ../nbs/01_augmentation.ipynb #cutout
+def _covered(centre, side, n):
+    "Which of `n` pixels have their centre within half a `side` of `centre`: `(b,n)` bool"
+    at = (torch.arange(n, device=centre.device) + .5) / n
+    return (at - centre[:, None]).abs() < side[:, None] / 2
+
 class Cutout(BatchAugment):
     "Hide a rectangle of each picture, its centre anywhere in it"
     order = 100   # after `Normalize`, so that 0 is the average colour
@@ -142,12 +161,17 @@ class Cutout(BatchAugment):
     ):
         "Keep the ranges; raises `ValueError` if they are not ranges"
         super().__init__()
-        max_area = min_area if max_area is None else max_area
-        if not 0 <= min_area <= max_area <= 1 or max_aspect < 1 or not 0 <= p <= 1:
-            raise ValueError('Cutout: 0 <= min_area <= max_area <= 1, max_aspect of 1 or more and '
-                             '0 <= p <= 1 are needed; got '
-                             f'{min_area}, {max_area}, {max_aspect}, {p}')
-        self.min_area, self.max_area, self.max_aspect, self.p = min_area, max_area, max_aspect, p
+        if max_area is None: max_area = min_area
+        if not 0 <= min_area <= max_area <= 1:
+            raise ValueError('Cutout: min_area and max_area must be a range between 0 and 1; got '
+                             f'{min_area}, {max_area}')
+        if max_aspect < 1:
+            raise ValueError(f'Cutout: max_aspect must be 1 or more; got {max_aspect}')
+        if not 0 <= p <= 1: raise ValueError(f'Cutout: p must be between 0 and 1; got {p}')
+        self.min_area = min_area
+        self.max_area = max_area
+        self.max_aspect = max_aspect
+        self.p = p
 
     def draw(self,
         n:int,  # pictures
@@ -164,8 +188,6 @@ class Cutout(BatchAugment):
         sides:Tensor,  # `(b,2)` in x and y, share of the picture; 0 hides nothing
     )->Tensor:         # as `x`
         "Hide the pixels whose centres lie in the rectangle"
-        def inside(n, k):   # `(b,n)`, whether a pixel's centre lies in the rectangle
-            at = (torch.arange(n, device=x.device) + .5) / n
-            return (at - centre[:, k:k+1]).abs() < sides[:, k:k+1] / 2
-        hidden = inside(x.shape[2], 1)[:, None, :, None] & inside(x.shape[3], 0)[:, None, None]
-        return x.masked_fill(hidden, 0)
+        rows = _covered(centre[:, 1], sides[:, 1], x.shape[2])
+        columns = _covered(centre[:, 0], sides[:, 0], x.shape[3])
+        return x.masked_fill(rows[:, None, :, None] & columns[:, None, None], 0)
