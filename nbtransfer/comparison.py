@@ -521,9 +521,9 @@ class _Workers:
     def rows(self, runs):
         "Give the row of each run as soon as it is there"
         task = self.task
-        images = getattr(task, 'images', None)
-        if images is not None:
-            images = images.numpy()
+        images = None
+        if task.in_memory:
+            images = task.images.numpy()
             task = task.replaced(images=None)
         try: pool = Parallel(self.n_jobs, return_as='generator_unordered', mmap_mode='c')
         except ValueError: pool = Parallel(self.n_jobs, mmap_mode='c')   # it waits for all
