@@ -832,7 +832,7 @@ def test_repeated_runs_are_the_same(whole):
 bad = [(dict(bs=0), 'bs'), (dict(bs=-1), 'bs'), (dict(n_epochs=0), 'n_epochs'), (dict(n_epochs=-1), 'epochs'), (dict(n_epochs=1.5), 'epochs'),
     (dict(n_epochs=None, n_steps=0), 'n_steps'), (dict(n_looks=0), 'n_looks'), (dict(per_class=()), 'labels'),
     (dict(per_class=(-1,)), '-1'), (dict(per_class=(1, 98)), '98 per class asked for; class 8 has 97'), (dict(strategies=()), 'strategies'),
-    (dict(strategies=('magic',)), 'magic'), (dict(seeds=1), '(got 1)'), (dict(seeds=0), 'seeds'), (dict(seeds=1001, rates=(1e-3,)), 'seeds'),
+    (dict(strategies=('magic',)), "['magic']"), (dict(src='resnet9-lettres'), "'resnet9-lettres'"), (dict(seeds=1), '(got 1)'), (dict(seeds=0), 'seeds'), (dict(seeds=1001, rates=(1e-3,)), 'seeds'),
     (dict(rates=(0.,)), 'rates'),
     (dict(rates=(-1e-3,)), 'rates'), (dict(rates=(np.nan, 1e-3)), 'rates'), (dict(rates=(np.inf,)), 'rates'),
     (dict(rates=(1e-3,), trial_epochs=0), 'trial_epochs'), (dict(rates=(1e-3,), trial_epochs=-1), 'epochs')]
