@@ -35,7 +35,7 @@ from .pretraining import Quiet, default_lr, pretrain, record_of
 from .sources import read_source
 from .tasks import Task
 
-# %% ../nbs/12_comparison.ipynb #interval
+# %% ../nbs/12_comparison.ipynb #paired-interval
 def paired_interval(
     a:np.ndarray,     # `(m,)` results of one strategy, by seed
     b:np.ndarray,     # `(m,)` of the other, same seeds in the same order
@@ -131,7 +131,7 @@ def epochs_for(
     steps_per_epoch = n // min(bs, n)
     return max(1, ceil(n_steps / steps_per_epoch))
 
-# %% ../nbs/12_comparison.ipynb #strategies
+# %% ../nbs/12_comparison.ipynb #scratch-strategies
 def _tuned(rates, *, lr_max=1e-2, carry=None, **plan):
     "A strategy that transfers and then fine-tunes, as `plan_phases` plans"
     def strategy(task, source, budget, *, seed, cbs):
@@ -435,7 +435,7 @@ def _facts(task, source, budgets):
         machine=f'{platform.machine()}, {platform.system()}')
     return json.loads(json.dumps(facts))
 
-# %% ../nbs/12_comparison.ipynb #lock
+# %% ../nbs/12_comparison.ipynb #alone-lock
 @contextmanager
 def _alone(path):
     "Keep other processes of this machine out of a store"
@@ -451,7 +451,7 @@ def _alone(path):
     try: yield
     finally: held.__exit__(None, None, None)
 
-# %% ../nbs/12_comparison.ipynb #resume
+# %% ../nbs/12_comparison.ipynb #opened-store
 _KEY = ['per_class', 'strategy', 'seed', 'lr_max']
 
 def _remove(path):
@@ -493,7 +493,7 @@ def _add(old, row):
     return table.sort_values(['per_class', 'seed', 'strategy', 'lr_max'], key=place,
                              ignore_index=True)
 
-# %% ../nbs/12_comparison.ipynb #jobs
+# %% ../nbs/12_comparison.ipynb #workers
 _ONE_AT_A_TIME = threading.Lock()   # threads of one process share torch's random numbers
 
 def _work(run, how, task, source, images):
@@ -574,7 +574,7 @@ def _fill(self:Comparison, kind, runs, workers, path):
         setattr(self, kind, _add(getattr(self, kind), row))
         if path: self.save(path)
 
-# %% ../nbs/12_comparison.ipynb #search
+# %% ../nbs/12_comparison.ipynb #choices-search
 def _chosen(trials, per_class, strategy):
     "The rate that ended best on `valid`; None if there was no search"
     own = trials[(trials.strategy == strategy) & (trials.per_class == per_class)]
