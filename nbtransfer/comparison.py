@@ -326,7 +326,7 @@ def run_one(
     n_epochs = budget.n_epochs or epochs_for(few, budget.n_steps, budget.bs)
     lr_max = float(budget.lr_max) if budget.lr_max else None
     budget = replace(budget, n_epochs=n_epochs, lr_max=lr_max)
-    run = _Run(strategy, per_class, seed, budget, test)
+    run = _Run(strategy, per_class, seed, budget, test=test)
     return _train(run, STRATEGIES[strategy], task, _read_whole(source))
 
 # %% ../nbs/12_comparison.ipynb #comparison
@@ -496,7 +496,7 @@ def _add(old, row):
 # %% ../nbs/12_comparison.ipynb #workers
 _ONE_AT_A_TIME = threading.Lock()   # threads of one process share torch's random numbers
 
-def _work(run, how, task, source, images):
+def _work(run, how, task, source, *, images=None):
     "Make one run, in whatever process; `images` are the task's, if they travel by themselves"
     if images is not None: task = task.replaced(images=torch.from_numpy(images))
     try:
@@ -527,7 +527,7 @@ class _Workers:
             task = task.replaced(images=None)
         try: pool = Parallel(self.n_jobs, return_as='generator_unordered', mmap_mode='c')
         except ValueError: pool = Parallel(self.n_jobs, mmap_mode='c')   # it waits for all
-        rows = pool(delayed(_work)(run, STRATEGIES[run.strategy], task, self.source, images)
+        rows = pool(delayed(_work)(run, STRATEGIES[run.strategy], task, self.source, images=images)
                     for run in runs)
         return progress_bar(rows, total=len(runs)) if self.progress and runs else rows
 
@@ -559,7 +559,7 @@ def _run_of(self:Comparison, per_class, strategy, seed, lr_max, test):
     spent = self.facts['budgets'][str(per_class)]
     n_epochs = spent['n_epochs' if test else 'trial_epochs']
     budget = Budget(n_epochs=n_epochs, bs=spent['bs'], lr_max=lr_max, n_looks=spent['n_looks'])
-    return _Run(strategy, per_class, seed, budget, test)
+    return _Run(strategy, per_class, seed, budget, test=test)
 
 @patch
 def _fill(self:Comparison, kind, runs, workers, path):
