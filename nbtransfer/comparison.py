@@ -12,7 +12,6 @@ __all__ = ['STRATEGIES', 'paired_interval', 'plot_intervals', 'Budget', 'epochs_
 import base64, hashlib, html, io, itertools, json, platform, threading, time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib.metadata import version
 from math import ceil
 from pathlib import Path
@@ -967,8 +966,9 @@ def _page(self:Comparison, baseline):
 @patch
 def _best(self:Comparison, baseline, per_class):
     "The strategy to show classes of, if any has two seeds in common with the baseline"
-    found = self.differences(baseline).query('per_class == @per_class').strategy
-    runs = self.runs.query('per_class == @per_class and strategy in @found')
+    found = self.differences(baseline)
+    strategies = found.strategy[found.per_class == per_class]
+    runs = self.runs[(self.runs.per_class == per_class) & self.runs.strategy.isin(strategies)]
     if 'predicted' not in runs or not len(runs): return None
     return runs.groupby('strategy').valid_accuracy.mean().idxmax()
 

@@ -25,6 +25,11 @@ def words(line): return [find_script('nbtransfer'), *shlex.split(line)]
 
 def started(line, cwd): return run_ok(words(line), cwd, **env)
 
+def start(line, cwd, **kwargs):
+    "Start a command with its two streams apart"
+    return subprocess.Popen(words(line), cwd=cwd, env={**os.environ, **env}, stdin=subprocess.DEVNULL, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs)
+
 @pytest.fixture
 def typed(tmp_path, monkeypatch, capsys):
     "A function that types a command in an empty folder, sees it end well, and returns what it printed"
