@@ -9,6 +9,13 @@ def die():
     "End this process as a power cut would: nothing is tidied up"
     os.kill(os.getpid(), signal.SIGKILL)
 
+def wait_for(done, seconds=60):
+    "Wait until another process has brought about that `done()`"
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, 'it never came about'
+        time.sleep(.01)
+
 class Forked:
     "A process that calls `run` and ends; `log` gets what it prints"
     def __init__(self, run, log):
@@ -28,13 +35,6 @@ class Forked:
                     code = 0
                 except BaseException: traceback.print_exc(file=out)
         finally: os._exit(code)   # never back into pytest
-
-    def wait_for(self, done, seconds=60):
-        "Wait until the process has brought about that `done()`"
-        end = time.monotonic() + seconds
-        while not done():
-            assert time.monotonic() < end, self.log.read_text()
-            time.sleep(.01)
 
     def end(self):
         "Wait until it ends; give its exit code, negative for a signal, and what it printed"

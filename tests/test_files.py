@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from forked import Forked, die, needs_fork
+from forked import Forked, die, needs_fork, wait_for
 from helpers import PACKAGE, saying
 from nbtransfer import files
 from nbtransfer.files import (cache_folder, digest, hold_lock, package_folder, read_picture, read_pictures, seal,
@@ -106,7 +106,7 @@ def test_lock_of_a_killed_process_is_free(tmp_path, capsys):
             held.touch()
             signal.pause()
     process = Forked(run, tmp_path/'log')
-    process.wait_for(held.exists)
+    wait_for(held.exists)
     with saying('another process holds', error=BlockingIOError):
         with hold_lock(lock): pass
     os.kill(process.pid, signal.SIGKILL)

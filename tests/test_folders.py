@@ -1,6 +1,6 @@
-"Pictures in folders: what is decoded once and found again, what a killed process, a full disk, a second process and a
-changed folder leave, folders too large for memory, and folders and files with something wrong in them"
-import io, os, re, shutil, struct, subprocess, sys, tarfile, time, warnings, zlib
+"""Pictures in folders: what is decoded once and found again, what a killed process, a full disk, a second process and a
+changed folder leave, folders too large for memory, and folders and files with something wrong in them"""
+import hashlib, io, json, os, re, shutil, struct, subprocess, sys, tarfile, time, warnings, zlib
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
@@ -8,10 +8,10 @@ import pytest
 import torch
 from fastai.data.external import fastai_cfg
 from PIL import Image
-from forked import Forked, die, needs_fork
+from forked import Forked, die, needs_fork, wait_for
 from helpers import ROOT, saying
 from nbtransfer import files as files_module, folders
-from nbtransfer.files import read_pictures
+from nbtransfer.files import digest, read_pictures
 from nbtransfer.folders import DataMissing, FileTask, cifar10, cifar100, image_folder, task_named
 from nbtransfer.loaders import inference_card
 from nbtransfer.networks import resnet9
@@ -197,12 +197,12 @@ def test_two_processes_at_once_decode_once(pets, cache, tmp_path):
     def run():
         def slowly(*args):
             Path(tmp_path, f'{os.getpid()}.decoded').touch()
-            first.wait_for(lambda: logs[1].exists() and said in logs[1].read_text())
+            wait_for(lambda: logs[1].exists() and said in logs[1].read_text())
             return decode(*args)
-        first, folders._decode = SimpleNamespace(wait_for=lambda done: Forked.wait_for(SimpleNamespace(log=logs[0]), done)), slowly
+        folders._decode = slowly
         read(pets, cache)
     one = Forked(run, logs[0])
-    one.wait_for(lambda: list(tmp_path.glob('*.decoded')))
+    wait_for(lambda: list(tmp_path.glob('*.decoded')))
     two = Forked(run, logs[1])
     ended = [one.end(), two.end()]
     assert [code for code, _ in ended] == [0, 0], ended
@@ -364,8 +364,6 @@ def test_wrong_batch_size_of_a_file_task(both):
 
 def test_fingerprint_of_files_is_of_names_and_sizes(both, pets, cache):
     "Comparisons that were written before hold it: the same facts, hashed here by hand"
-    import hashlib, json
-    from nbtransfer.files import digest
     task = both[1]
     named = [(o.parent.name, o.name, o.stat().st_size) for o in task.files]
     facts = [digest(dict(task.splits, labels=task.labels)), task.vocab, named]
