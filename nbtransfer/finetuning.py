@@ -34,6 +34,7 @@ def transfer_learner(
     source:object,     # whatever `read_source` takes: a Learner, a network, a file, a name
     arch:str=None,     # the target's network, as for `create_network`; the source's if None
     head:object=False, # True: carry the head too; 'names': its rows of classes named alike
+    *,
     min_share:float=.5,# least share to carry of the parameters asked for, in [0, 1]
     only:object=None,  # parts to carry, as for `tensors_of`; all if None
     skip:object=None,  # parts not to carry, likewise
@@ -51,20 +52,24 @@ def transfer_learner(
     """Make a learner for the target that starts from a source's parameters
 
     Raises `TransferError` if too little can be carried, `ValueError` if no network is named."""
-    src = read_source(source)
-    made, mean = src.card.get('arch'), src.card.get('mean')
+    source = read_source(source)
     if arch is None:
+        made = source.card.get('arch')
         if made is None:
-            raise ValueError('transfer_learner: a network to build is needed; the source does not '
-                             f'say which it is ({src.label}): pass arch=')
-        arch, arch_kwargs = made['name'], {**made['kwargs'], **arch_kwargs}
+            raise ValueError(f'transfer_learner: the source ({source.label}) does not say which '
+                             'network it is, so that it could be built again: pass arch=')
+        arch = made['name']
+        arch_kwargs = {**made['kwargs'], **arch_kwargs}
     arch_kwargs.pop('n_classes', None)
     set_seed(seed)
     model = create_network(arch, task.n_classes, **arch_kwargs)
-    receipt = transfer_weights(src, model, head, min_share, only, skip, in_channels, batchnorm,
-                               grow, task.vocab, seed)
-    stats = (mean, src.card['std']) if mean else None
-    learn = task_learner(task, model, bs, augment, stats, seed, wd, cbs, compute, train_bn=False)
+    receipt = transfer_weights(source, model, head, min_share, only=only, skip=skip,
+                               in_channels=in_channels, batchnorm=batchnorm, grow=grow,
+                               vocab=task.vocab, seed=seed)
+    mean = source.card.get('mean')
+    stats = (mean, source.card['std']) if mean else None
+    learn = task_learner(task, model, bs, augment, stats=stats, seed=seed, wd=wd, cbs=cbs,
+                         compute=compute, train_bn=False)
     learn.record.receipt = receipt
     return learn
 
@@ -72,97 +77,115 @@ def transfer_learner(
 class _Flat:
     "All parameters in one tensor of rows: few long operations take less time than many short ones"
     def __init__(self, groups, width=1024):
-        self.params, device = [p for ps in groups for p in ps], groups[0][0].device
-        self.n_rows = [-(-sum(p.numel() for p in ps) // width) for ps in groups]
-        self.rows = torch.zeros(sum(self.n_rows), width, device=device)   # a group ends in zeros
-        self.views = [o.view(p.shape) for ps, rows in zip(groups, self.rows.split(self.n_rows))
-                      for p, o in zip(ps, rows.view(-1).split(_sizes(ps, rows.numel())))]
+        self.params = []
+        self.n_rows = []   # of each group, the last of them filled up with zeros
+        for group in groups:
+            n_numbers = sum(param.numel() for param in group)
+            self.n_rows.append(-(-n_numbers // width))
+            self.params.extend(group)
+        self.rows = torch.zeros(sum(self.n_rows), width, device=self.params[0].device)
+        self.views = []    # of the rows, one as large as each parameter
+        for group, rows in zip(groups, self.rows.split(self.n_rows)):
+            sizes = [param.numel() for param in group]
+            n_left = rows.numel() - sum(sizes)
+            parts = rows.view(-1).split([*sizes, n_left])
+            self.views += [part.view(param.shape) for param, part in zip(group, parts)]
 
     def fill(self, tensors):
-        for v, t in zip(self.views, tensors): v.zero_() if t is None else v.copy_(t)
+        "Copy a tensor for each parameter, None as zeros, and give the rows"
+        for view, tensor in zip(self.views, tensors):
+            if tensor is None: view.zero_()
+            else: view.copy_(tensor)
         return self.rows
-
-def _sizes(params, n):
-    "Numbers in each parameter, and what is left of `n`"
-    sizes = [p.numel() for p in params]
-    return [*sizes, n - sum(sizes)]
 
 def _row_norms(rows): return torch.linalg.vector_norm(rows, dim=1)
 
-def _group_norms(norms, n_rows):
+def _group_norms(row_norms, n_rows):
     "Norms of groups, `(k,n_groups)`, of norms of rows, `(k,n)`: one long sum would lose digits"
-    parts = norms.square().split(n_rows, 1)
-    return torch.stack([o.sum(1) for o in parts], 1).sqrt()
+    by_group = row_norms.square().split(n_rows, dim=1)
+    return torch.stack([squares.sum(1) for squares in by_group], dim=1).sqrt()
 
-# %% ../nbs/10_finetuning.ipynb #group-lrs
+# %% ../nbs/10_finetuning.ipynb #inspector
 class Inspector(Callback):
     "Record what each group of parameters is given, and what it does, at each training step"
-    run_valid, name, order = False, 'inspector', 90   # after all that changes rates and gradients
+    run_valid = False
+    name = 'inspector'
+    order = 90   # after all that changes rates and gradients
     def __init__(self,
         every:int=1, # steps from one record to the next
     ):
         "Start with no records; three copies of the parameters are kept from the first fit on"
-        if every < 1: raise ValueError(f'Inspector: every must be 1 or more; got {every}')
-        self.every, self.phase, self.start, self.grads = every, 0, None, None
-        self.steps, self.given, self.norms = [], [], []
+        if every < 1: raise ValueError(f'Inspector: every must be at least 1 (got {every})')
+        self.every = every
+        self.phase = 0     # number of the fit, from 1
+        self.start = None  # the parameters before the first step, in rows
+        self.grads = None  # norms of the gradients' rows, between the two events of a step
+        self.steps = []    # of each record: phase and step
+        self.given = []    # of each record: rate and momentum of each group
+        self.norms = []    # of each record: those of gradient, weights, update and distance
 
-    def before_fit(self): self.begins, self.grads = True, None
-    def before_train(self): self._begin_epoch()
-    def before_step(self): self._look_before()
-    def after_step(self): self._look_after()
+    def before_fit(self):
+        self.begins = True
+        self.grads = None
 
-# %% ../nbs/10_finetuning.ipynb #inspector-steps
-@patch
-@torch.no_grad()
-def _begin_epoch(self:Inspector):
-    if hasattr(self.learn, 'lr_finder'): return
-    if self.begins:
-        self.phase, self.begins = self.phase + 1, False
-        self.before, self.now = _Flat(self.opt.param_lists), _Flat(self.opt.param_lists)
-    if self.start is None:
-        self.group_names, self.n_rows = group_names(self.learn), self.now.n_rows
+    @torch.no_grad()
+    def before_train(self):
+        if hasattr(self.learn, 'lr_finder'): return
+        if self.begins:
+            self.begins = False
+            self.phase += 1
+            self.before = _Flat(self.opt.param_lists)
+            self.now = _Flat(self.opt.param_lists)
+        if self.start is not None: return
+        self.group_names = group_names(self.learn)
+        self.n_rows = self.now.n_rows
         self.start = self.now.fill(self.now.params).clone()
 
-@patch
-@torch.no_grad()
-def _look_before(self:Inspector):
-    if hasattr(self.learn, 'lr_finder') or self.train_iter % self.every: return
-    self.grads = _row_norms(self.now.fill([p.grad for p in self.now.params]))
-    self.before.fill(self.now.params)
+    @torch.no_grad()
+    def before_step(self):
+        if hasattr(self.learn, 'lr_finder') or self.train_iter % self.every: return
+        self.grads = _row_norms(self.now.fill([param.grad for param in self.now.params]))
+        self.before.fill(self.now.params)
 
-@patch
-@torch.no_grad()
-def _look_after(self:Inspector):
-    if self.grads is None: return
-    after, before = self.now.fill(self.now.params), self.before.rows
-    norms = [self.grads, _row_norms(before), _row_norms(before.sub_(after)),
-             _row_norms(after.sub_(self.start))]
-    self.norms.append(_group_norms(torch.stack(norms), self.n_rows))
-    held = zip(self.opt.hypers, self.opt.param_lists)
-    self.given.append([(h['lr'], h.get('mom', 0.)) if any(p.grad is not None for p in ps)
-                       else (0., 0.) for h, ps in held])
-    self.steps.append((self.phase, self.train_iter))
-    self.grads = None
+    @torch.no_grad()
+    def after_step(self):
+        if self.grads is None: return
+        now = self.now.fill(self.now.params)
+        before = self.before.rows
+        norms = [self.grads, _row_norms(before), _row_norms(before.sub_(now)),
+                 _row_norms(now.sub_(self.start))]
+        self.norms.append(_group_norms(torch.stack(norms), self.n_rows))
+        given = []
+        for hypers, params in zip(self.opt.hypers, self.opt.param_lists):
+            trains = any(param.grad is not None for param in params)
+            given.append((hypers['lr'], hypers.get('mom', 0.)) if trains else (0., 0.))
+        self.given.append(given)
+        self.steps.append((self.phase, self.train_iter))
+        self.grads = None
 
 # %% ../nbs/10_finetuning.ipynb #inspector-table
+def _ratio(part, whole):
+    "`part / whole`, and 0 where `whole` is"
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+
 @patch
 def table(self:Inspector)->pd.DataFrame: # a row for each step and group
     """Give the records: `phase` and `step` (of that fit), `group`, `lr`, `momentum`, `grad_norm`,
     `update_ratio`, `distance` and `relative_distance`
 
     Raises `RuntimeError` if nothing was trained."""
-    if not self.norms:
-        raise RuntimeError('Inspector: a trained learner is needed; this one has no steps: fit it')
+    if not self.norms: raise RuntimeError('Inspector: this learner has no steps yet; fit it first')
     grad, weight, update, distance = torch.stack(self.norms, 1).cpu().double().numpy()
     start = _group_norms(_row_norms(self.start)[None], self.n_rows)[0].cpu().double().numpy()
     lr, momentum = np.array(self.given).transpose(2, 0, 1)
     phase, step = np.array(self.steps).repeat(len(start), 0).T
-    def ratio(a, b): return np.divide(a, b, out=np.zeros_like(a), where=b > 0)
-    columns = dict(lr=lr, momentum=momentum, grad_norm=grad, update_ratio=ratio(update, weight),
-                   distance=distance, relative_distance=ratio(distance, start + 0 * distance))
-    return pd.DataFrame(dict(phase=phase, step=step, group=self.group_names * len(self.steps),
-                             **{k: v.ravel() for k, v in columns.items()}))
+    columns = dict(lr=lr, momentum=momentum, grad_norm=grad, update_ratio=_ratio(update, weight),
+                   distance=distance, relative_distance=_ratio(distance, start))
+    columns = {name: values.ravel() for name, values in columns.items()}
+    groups = self.group_names * len(self.steps)
+    return pd.DataFrame(dict(phase=phase, step=step, group=groups, **columns))
 
+# %% ../nbs/10_finetuning.ipynb #inspector-plot
 @patch
 def plot(self:Inspector,
     what:str='relative_distance', # a column of `table`
@@ -172,18 +195,18 @@ def plot(self:Inspector,
     table = self.table()
     ax = ax or plt.subplots(layout='constrained')[1]
     for i, name in enumerate(self.group_names):
-        style, width = ['-', '--', '-.', ':'][i % 4], 2 if name == 'head' else 1.3
         values = table[what][table.group == name].to_numpy()
-        ax.plot(self.every * np.arange(len(values)), values, style, label=name, lw=width)
-    for i in np.flatnonzero(np.diff([phase for phase, _ in self.steps])):
+        ax.plot(self.every * np.arange(len(values)), values, ['-', '--', '-.', ':'][i % 4],
+                label=name, lw=2 if name == 'head' else 1.3)
+    phases = [phase for phase, _ in self.steps]
+    for i in np.flatnonzero(np.diff(phases)):
         ax.axvline(self.every * (i + .5), color='.8', lw=.8, zorder=0)
-    n_groups = len(self.group_names)
     ax.set(xlabel='step', ylabel=what.replace('_', ' ').replace('lr', 'learning rate'),
-           title=f'{n_groups} groups over {len(self.steps)} recorded steps')
+           title=f'{len(self.group_names)} groups over {len(self.steps)} recorded steps')
     ax.legend()
     return ax
 
-# %% ../nbs/10_finetuning.ipynb #inspector-state
+# %% ../nbs/10_finetuning.ipynb #inspector-state-dict
 @patch
 def state_dict(self:Inspector)->dict: # for a checkpoint
     "Give the records and the starting point"
@@ -196,59 +219,68 @@ def load_state_dict(self:Inspector,
     state:dict, # of `state_dict`
 ):
     "Take the records and the starting point"
-    for k in ('phase', 'group_names', 'n_rows', 'given', 'steps'): setattr(self, k, state[k])
+    for name in ('phase', 'group_names', 'n_rows', 'given', 'steps'):
+        setattr(self, name, state[name])
     device = next(self.model.parameters()).device
     self.norms = [] if state['norms'] is None else list(state['norms'].to(device))
     self.start = state['start'].to(device)
 
-# %% ../nbs/10_finetuning.ipynb #freeze
+# %% ../nbs/10_finetuning.ipynb #keep-still
 class KeepStill(Callback):
     "Keep frozen stages as they are while the rest trains, and raise `RuntimeError` if one moved"
     def __init__(self):
         "Nothing is frozen until `freeze` says so"
-        self.frozen, self.batchnorm, self.before = [], 'still', None
+        self.frozen = []          # names of stages
+        self.batchnorm = 'still'  # of those, as for `freeze`
+        self.before = None        # a hash of each tensor that must not move, during a fit
 
     def before_fit(self): self.before = None
 
     def before_train(self):
-        parts, adapting = stages(self.model), self._adapting()
-        free = {id(p) for m in adapting for p in m.parameters()}
-        for s in (o for o in parts if o.name in self.frozen):
-            if any(p.requires_grad and id(p) not in free for p in s.params):
-                raise RuntimeError(f'KeepStill: stage {s.name} was frozen and has parameters that '
-                                   'train: use unfreeze of nbtransfer, not that of fastai')
-            for m in s.modules: m.eval()
-        if all(s.name in self.frozen for s in parts[:-1]): body_and_head(self.model)[0].eval()
-        for m in adapting: m.train()
-        self.before = self.before or self._digests()
+        parts = stages(self.model)
+        adapting = self._adapting()
+        free = {id(param) for layer in adapting for param in layer.parameters()}
+        for stage in parts:
+            if stage.name not in self.frozen: continue
+            if any(param.requires_grad and id(param) not in free for param in stage.params):
+                raise RuntimeError(f'KeepStill: stage {stage.name} was frozen and has parameters '
+                                   'that train: use unfreeze of nbtransfer, not that of fastai')
+            for module in stage.modules: module.eval()
+        if all(stage.name in self.frozen for stage in parts[:-1]):
+            body_and_head(self.model)[0].eval()
+        for layer in adapting: layer.train()
+        if not self.before: self.before = self._digests()
 
     def after_fit(self):
         if self.before is None: return   # of `validate`
         now = self._digests()
-        moved = [n for n, o in self.before.items() if now[n] != o]
+        moved = [name for name, before in self.before.items() if now[name] != before]
         self.before = None
         if moved:
-            raise RuntimeError(f'KeepStill: frozen tensors have to stay as they are; {len(moved)} '
-                               f'moved, such as {moved[:3]}: look for a callback or a forward pass '
-                               'that changes them')
+            raise RuntimeError(f'KeepStill: of the frozen tensors {len(moved)} moved, such as '
+                               f'{moved[:3]}: look for a callback or a forward pass that changes '
+                               'them')
 
-# %% ../nbs/10_finetuning.ipynb #keep-still-state
-@patch
-def _adapting(self:KeepStill):
-    "BatchNorm layers of frozen stages that may move"
-    if self.batchnorm == 'still': return []
-    layers = (m for s in stages(self.model) if s.name in self.frozen for m in s.modules)
-    return [o for m in layers for o in m.modules() if isinstance(o, _BatchNorm)]
+    def _adapting(self):
+        "BatchNorm layers of frozen stages that may move"
+        if self.batchnorm == 'still': return []
+        frozen = [stage for stage in stages(self.model) if stage.name in self.frozen]
+        modules = [module for stage in frozen for module in stage.modules]
+        layers = [layer for module in modules for layer in module.modules()]
+        return [layer for layer in layers if isinstance(layer, _BatchNorm)]
 
-@patch
-def _digests(self:KeepStill):
-    "A hash of each tensor that must not move"
-    layers = self._adapting()
-    free = {id(t) for m in layers for t in m.buffers()}
-    if self.batchnorm == 'train': free |= {id(p) for m in layers for p in m.parameters()}
-    held, still = self.model.state_dict(keep_vars=True), tensors_of(self.model, self.frozen)
-    return {n: digest({n: held[n]}) for n in sorted(still) if id(held[n]) not in free}
+    def _digests(self):
+        "A hash of each tensor that must not move"
+        layers = self._adapting()
+        free = {id(buffer) for layer in layers for buffer in layer.buffers()}
+        if self.batchnorm == 'train':
+            free |= {id(param) for layer in layers for param in layer.parameters()}
+        tensors = self.model.state_dict(keep_vars=True)
+        still = [name for name in sorted(tensors_of(self.model, self.frozen))
+                 if id(tensors[name]) not in free]
+        return {name: digest({name: tensors[name]}) for name in still}
 
+# %% ../nbs/10_finetuning.ipynb #keep-still-state-dict
 @patch
 def state_dict(self:KeepStill)->dict: # for a checkpoint
     "Give the hashes"
@@ -261,7 +293,7 @@ def load_state_dict(self:KeepStill,
     "Take the hashes"
     self.before = state['before']
 
-# %% ../nbs/10_finetuning.ipynb #freeze-fn
+# %% ../nbs/10_finetuning.ipynb #freeze
 def freeze(
     learn:Learner, # of `transfer_learner`
     upto:object=-1,# stages before this one are frozen: a number or a name; -1: all but the head
@@ -270,7 +302,7 @@ def freeze(
     """Freeze the first stages: parameters, BatchNorm's statistics and dropout all still
 
     Raises `ValueError` if `upto` names no stage."""
-    names = [s.name for s in stages(learn.model)]
+    names = [stage.name for stage in stages(learn.model)]
     n = len(names)
     if upto in names: upto = names.index(upto)
     if not isinstance(upto, int) or not -n <= upto < n:
@@ -278,37 +310,50 @@ def freeze(
     unfreeze(learn, names[upto:], batchnorm)
 
 # %% ../nbs/10_finetuning.ipynb #unfreeze
+def _stages_asked(only, names, asker):
+    "The names in `only` as a list; all `names` if it is None"
+    if only is None: return names
+    asked = [only] if isinstance(only, str) else list(only)
+    if not asked:
+        raise ValueError(f'{asker}: only names no stage (got {only!r}); pass some of {names}, or '
+                         'None for all')
+    if not set(asked) <= set(names):
+        raise ValueError(f'{asker}: only must name stages among {names}; got {only!r}')
+    return asked
+
 def unfreeze(
     learn:Learner,    # of `transfer_learner`
     only:object=None, # names of the stages that train, the others are frozen; all train if None
     batchnorm:str='still', # of frozen stages, as for `freeze`
 )->None:              # the learner is changed; the optimiser's averages start anew
     "Let every stage train again, or just some; raises `ValueError` for a name that is none"
-    parts, kinds = stages(learn.model), ('still', 'statistics', 'train')
-    names = [s.name for s in parts]
-    trained = names if only is None else [only] if isinstance(only, str) else list(only)
-    if not trained or not set(trained) <= set(names):
-        raise ValueError(f'unfreeze: stages among {names} are needed; got {only!r}')
+    parts = stages(learn.model)
+    names = [stage.name for stage in parts]
+    trained = _stages_asked(only, names, 'unfreeze')
+    kinds = 'still', 'statistics', 'train'
     if batchnorm not in kinds:
         raise ValueError(f'unfreeze: batchnorm must be one of {kinds}; got {batchnorm!r}')
     if learn.opt is None: learn.create_opt()
     if len(learn.opt.param_lists) != len(parts):
-        raise ValueError(f'unfreeze: a group of parameters for each of {names} is needed; got '
+        raise ValueError(f'unfreeze: the optimiser must have a group for each of {names}; it has '
                          f'{len(learn.opt.param_lists)}: make the Learner with '
                          'splitter=layer_groups')
     if not hasattr(learn, 'keep_still'): learn.add_cb(KeepStill())
     guard = learn.keep_still
-    guard.frozen, guard.batchnorm = [n for n in names if n not in trained], batchnorm
+    guard.frozen = [name for name in names if name not in trained]
+    guard.batchnorm = batchnorm
     learn.opt.clear_state()
     learn.opt.frozen_idx = names.index(trained[0])
-    for s in parts:
-        for p in s.params:
-            p.requires_grad_(s.name in trained)
-            p.grad = None   # of a fit that was interrupted
+    for stage in parts:
+        for param in stage.params:
+            param.requires_grad_(stage.name in trained)
+            param.grad = None   # of a fit that was interrupted
     if batchnorm == 'train':
-        for m in guard._adapting(): m.requires_grad_(True)
+        for layer in guard._adapting(): layer.requires_grad_(True)
 
-# %% ../nbs/10_finetuning.ipynb #group-lrs-fn
+# %% ../nbs/10_finetuning.ipynb #lrs-by-group
+def _is_positive(number): return isinstance(number, Real) and 0 < number < np.inf
+
 def lrs_by_group(
     lr_max:object, # a number, `slice(first, last)`, a pair `(body, head)`, or one number a group
     n_groups:int,  # groups from input to output, the head last
@@ -317,78 +362,96 @@ def lrs_by_group(
     """Write out one learning rate for each group; raises `ValueError` for anything else
 
     Source: decay by layer as in Clark et al. 2020 (ELECTRA) and Bao et al. 2022 (BEiT)."""
-    n = n_groups
     if isinstance(lr_max, slice):
-        lrs = [lr_max.start, lr_max.stop]
-        if None in lrs or lr_max.step is not None:
-            raise ValueError(f'lrs_by_group: slice(first, last) is needed; got {lr_max}')
-    else: lrs = list(lr_max) if isinstance(lr_max, (tuple, list, np.ndarray)) else [lr_max]
-    if not all(isinstance(o, Real) and 0 < o < np.inf for o in lrs):
-        raise ValueError(f'lrs_by_group: learning rates above 0 are needed; got {lr_max}')
-    if decay is not None and (isinstance(lr_max, slice) or len(lrs) > 1 or not 0 < decay <= 1):
-        raise ValueError('lrs_by_group: one number as lr_max and a decay in (0, 1] are needed; '
-                         f'got lr_max={lr_max}, decay={decay}')
-    if isinstance(lr_max, slice): lrs = np.geomspace(*lrs[::-1], n)[::-1]  # the head has the last
-    elif len(lrs) == 1: lrs = [lrs[0] * (decay or 1) ** (n - 1 - i) for i in range(n)]
-    elif len(lrs) == 2 != n: lrs = [lrs[0]] * (n - 1) + [lrs[1]]
-    if len(lrs) != n:
-        raise ValueError(f'lrs_by_group: one rate, a slice, a pair, or {n} rates are needed; '
-                         f'got {len(lrs)} rates')
-    return [float(o) for o in lrs]
+        rates = [lr_max.start, lr_max.stop]
+        if None in rates or lr_max.step is not None:
+            raise ValueError(f'lrs_by_group: a slice must be slice(first, last); got {lr_max}')
+    elif isinstance(lr_max, (tuple, list, np.ndarray)): rates = list(lr_max)
+    else: rates = [lr_max]
+    if not all(_is_positive(rate) for rate in rates):
+        raise ValueError(f'lrs_by_group: learning rates must be numbers above 0; got {lr_max}')
+    if decay is not None and (isinstance(lr_max, slice) or len(rates) > 1):
+        raise ValueError('lrs_by_group: decay goes with one number as lr_max; got '
+                         f'lr_max={lr_max}, decay={decay}')
+    if decay is not None and not 0 < decay <= 1:
+        raise ValueError(f'lrs_by_group: decay must be in (0, 1]; got {decay}')
+    if isinstance(lr_max, slice):   # from the head's rate down, for one group is the head
+        rates = np.geomspace(lr_max.stop, lr_max.start, n_groups)[::-1]
+    elif len(rates) == 1:
+        rates = [rates[0] * (decay or 1) ** (n_groups - 1 - i) for i in range(n_groups)]
+    elif len(rates) == 2 and n_groups != 2: rates = [rates[0]] * (n_groups - 1) + [rates[1]]
+    if len(rates) != n_groups:
+        raise ValueError('lrs_by_group: lr_max must be one rate, a slice, a pair, or '
+                         f'{n_groups} rates; got {len(rates)} rates')
+    return [float(rate) for rate in rates]
 
-# %% ../nbs/10_finetuning.ipynb #plan
-SCHEDULES = ('head first', 'gradual', 'together')
+# %% ../nbs/10_finetuning.ipynb #plan-phases
+SCHEDULES = 'head first', 'gradual', 'together'
 
 def plan_phases(
     learn:Learner,        # of `transfer_learner`
     n_epochs:int,         # in all, all phases together
     lr_max:object=(2e-3, 1e-2), # as for `lrs_by_group`
     schedule:str='head first',  # or 'gradual', or 'together'
+    *,
     n_frozen:int=None,    # in 'head first', epochs of the head alone; a tenth, or 1, if None
     only:object=None,     # names of the stages that train; all if None
     decay:float=None,     # as for `lrs_by_group`
     batchnorm:str='still',# of frozen stages, as for `freeze`
 )->pd.DataFrame:          # a row a phase: `epochs`, and each group's rate, NaN where it is frozen
-    """Plan a fine-tuning: which groups train, for how long, at which rates; kept as `learn.record.plan`
+    """Plan a fine-tuning: which groups train, how long, at which rates; kept in the learner's record
 
     With fewer epochs than stages, 'gradual' lets several stages join at once. Raises `ValueError`
     for what cannot be planned, such as `n_frozen` that leaves no epoch for the rest."""
-    names = [s.name for s in stages(learn.model)]
+    names = [stage.name for stage in stages(learn.model)]
     lrs = dict(zip(names, lrs_by_group(lr_max, len(names), decay)))
-    only = names if only is None else [only] if isinstance(only, str) else only
-    chosen = [n for n in names if n in only]
-    if not chosen or len(chosen) < len(set(only)):
-        raise ValueError(f'plan_phases: stages among {names} are needed; got only={only}')
+    asked = _stages_asked(only, names, 'plan_phases')
+    chosen = [name for name in names if name in asked]
     if n_epochs < 1:
-        raise ValueError(f'plan_phases: 1 or more epochs are needed; got n_epochs={n_epochs}')
-    phases = _phases(n_epochs, chosen, schedule, n_frozen)
-    rows = [dict(epochs=n, **{k: lrs[k] if k in trained else np.nan for k in names})
-            for n, trained in phases]
-    planned = pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name='phase'))
-    planned.attrs['batchnorm'] = batchnorm
-    record_of(learn).plan = planned
-    return planned
+        raise ValueError(f'plan_phases: n_epochs must be at least 1; got n_epochs={n_epochs}')
+    if schedule not in SCHEDULES:
+        raise ValueError(f'plan_phases: schedule must be one of {SCHEDULES}; got {schedule!r}')
+    if n_frozen is not None and schedule != 'head first':
+        raise ValueError("plan_phases: n_frozen goes with schedule='head first' only; got "
+                         f'{schedule!r}, n_frozen={n_frozen}')
+    if schedule == 'head first': phases = _head_first(n_epochs, chosen, n_frozen)
+    elif schedule == 'gradual': phases = _gradual(n_epochs, chosen)
+    else: phases = [(n_epochs, chosen)]
+    rows = []
+    for epochs, trained in phases:
+        rates = {name: lrs[name] if name in trained else np.nan for name in names}
+        rows.append(dict(epochs=epochs, **rates))
+    plan = pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name='phase'))
+    plan.attrs['batchnorm'] = batchnorm
+    record_of(learn).plan = plan
+    return plan
 
-# %% ../nbs/10_finetuning.ipynb #phases
-def _phases(n_epochs, chosen, schedule, n_frozen):
-    "Pairs of a number of epochs and the stages that train"
-    if schedule not in SCHEDULES or (n_frozen is not None and schedule != 'head first'):
-        raise ValueError(f'plan_phases: a schedule among {SCHEDULES} is needed, and n_frozen with '
-                         f"'head first' only; got {schedule!r}, n_frozen={n_frozen}")
-    if schedule == 'head first':
-        asked, default = n_frozen, min(max(1, round(n_epochs / 10)), n_epochs - 1)
-        n_frozen = default if asked is None else asked
-        if asked is not None and not 1 <= asked < n_epochs or 'head' not in chosen[1:]:
-            raise ValueError('plan_phases: epochs for the head alone and for other stages after it '
-                             f'are needed; got n_frozen={n_frozen} of n_epochs={n_epochs}, stages '
-                             f"{chosen}: pass schedule='together'")
-        parts = [(n_frozen, chosen[-1:]), (n_epochs - n_frozen, chosen)]
-        return [(n, stages) for n, stages in parts if n]
-    if schedule == 'together': return [(n_epochs, chosen)]
+# %% ../nbs/10_finetuning.ipynb #head-first
+def _head_first(n_epochs, chosen, n_frozen):
+    "Pairs of a number of epochs and the stages that train: the head alone, then all"
+    if 'head' not in chosen[1:]:
+        raise ValueError("plan_phases: 'head first' trains the head and then other stages too; got "
+                         f"stages {chosen}: pass schedule='together'")
+    if n_frozen is None: n_frozen = min(max(1, round(n_epochs / 10)), n_epochs - 1)
+    elif not 1 <= n_frozen < n_epochs:
+        raise ValueError('plan_phases: n_frozen must be at least 1 and leave an epoch for the '
+                         f'rest; got n_frozen={n_frozen} of n_epochs={n_epochs}: for no phase of '
+                         "the head alone, pass schedule='together'")
+    after = n_epochs - n_frozen, chosen
+    if n_frozen == 0: return [after]   # of a single epoch
+    return [(n_frozen, chosen[-1:]), after]
+
+def _gradual(n_epochs, chosen):
+    "Likewise: the last stage, then more and more, until all train"
     n_phases = min(n_epochs, len(chosen))
-    first = np.linspace(len(chosen) - 1, 0, n_phases).round().astype(int) if n_phases > 1 else [0]
-    each, rest = divmod(n_epochs, n_phases)   # what is left over goes to the last phases
-    return [(each + (i >= n_phases - rest), chosen[k:]) for i, k in enumerate(first)]
+    if n_phases == 1: return [(n_epochs, chosen)]
+    firsts = np.linspace(len(chosen) - 1, 0, n_phases).round().astype(int)
+    each, n_left = divmod(n_epochs, n_phases)
+    phases = []
+    for i, first in enumerate(firsts):
+        is_late = i >= n_phases - n_left   # what is left over goes to the last phases
+        phases.append((each + is_late, chosen[first:]))
+    return phases
 
 # %% ../nbs/10_finetuning.ipynb #fine-tune
 def fine_tune(
@@ -402,38 +465,44 @@ def fine_tune(
 
     Raises `ValueError` for what `plan_phases` refuses, or if the plan was changed into one
     that cannot be run."""
-    names = [s.name for s in stages(learn.model)]
     if n_epochs is not None: plan_phases(learn, n_epochs, lr_max, schedule, **plan)
     elif plan or (lr_max, schedule) != ((2e-3, 1e-2), 'head first'):
-        raise ValueError(f'fine_tune: n_epochs is needed with lr_max={lr_max}, {schedule!r}, '
-                         f'{plan}; got none: without it, learn.record.plan runs as it stands')
+        raise ValueError(f'fine_tune: without n_epochs, learn.record.plan runs as it stands; got '
+                         f'lr_max={lr_max}, {schedule!r}, {plan}: pass n_epochs with them')
+    names = [stage.name for stage in stages(learn.model)]
     record = record_of(learn)   # a learner that others made has no receipt
     phases = _read_plan(record.plan, names)
     batchnorm = record.plan.attrs.get('batchnorm', 'still')
-    record.recipe = dict(task=getattr(getattr(learn.dls, 'task', None), 'name', None),
+    task = getattr(learn.dls, 'task', None)
+    record.recipe = dict(task=getattr(task, 'name', None),
                          source=record.receipt.source if record.receipt else None,
-                         phases=phases, n_epochs=sum(o['epochs'] for o in phases),
+                         phases=phases, n_epochs=sum(phase['epochs'] for phase in phases),
                          bs=learn.dls.bs, wd=learn.wd, seed=record.seed, batchnorm=batchnorm)
     for phase in phases:
         unfreeze(learn, list(phase['lr_max']), batchnorm)
-        rates = np.array([phase['lr_max'].get(n, 0.) for n in names])
+        rates = np.array([phase['lr_max'].get(name, 0.) for name in names])
         learn.fit_one_cycle(phase['epochs'], rates)
     return learn
 
 # %% ../nbs/10_finetuning.ipynb #read-plan
 def _read_plan(plan, names):
     "A plan as a list of `epochs` and `lr_max`, a rate for each stage that trains"
-    if plan is None or list(plan) != ['epochs', *names] or not len(plan):
-        got = plan if plan is None else list(plan)
-        raise ValueError(f'fine_tune: n_epochs, or a plan with columns epochs and {names}, is '
-                         f'needed; got {got}: see plan_phases')
-    phases = [dict(epochs=n, lr_max=row[names].dropna().to_dict())
-              for n, (_, row) in zip(plan.epochs, plan.iterrows())]
-    for o in phases:
-        rates = list(o['lr_max'].values())
-        known = [r for r in (o['epochs'], *rates) if isinstance(r, Real) and 0 < r < np.inf]
-        if not rates or len(known) < 1 + len(rates) or o['epochs'] % 1:
-            raise ValueError('fine_tune: a phase needs 1 or more whole epochs, and a rate above 0 '
-                             f'for a stage or more; got {o["epochs"]} epochs, {o["lr_max"]}')
-    return [dict(epochs=int(o['epochs']), lr_max={k: float(v) for k, v in o['lr_max'].items()})
-            for o in phases]
+    if plan is None:
+        raise ValueError('fine_tune: this learner has no plan; pass n_epochs, or see plan_phases')
+    if list(plan) != ['epochs', *names]:
+        raise ValueError(f'fine_tune: a plan must have the columns epochs and {names}; got '
+                         f'{list(plan)}: see plan_phases')
+    if not len(plan): raise ValueError('fine_tune: this plan has no phases; see plan_phases')
+    rows = plan[names].iterrows()
+    return [_read_phase(epochs, row.dropna()) for epochs, (_, row) in zip(plan.epochs, rows)]
+
+def _read_phase(epochs, rates):
+    if not _is_positive(epochs) or epochs % 1:
+        raise ValueError('fine_tune: a phase must have 1 or more whole epochs; got '
+                         f'{epochs} epochs')
+    if not len(rates):
+        raise ValueError('fine_tune: a phase must have a rate for at least one stage; got none')
+    for name, rate in rates.items():
+        if not _is_positive(rate):
+            raise ValueError(f'fine_tune: the rate of {name} must be a number above 0; got {rate}')
+    return dict(epochs=int(epochs), lr_max={name: float(rate) for name, rate in rates.items()})

@@ -43,7 +43,7 @@ from .networks import count_params, create_network, evaluating
 from .networks import layer_groups, stages
 from .tasks import Task
 
-# %% ../nbs/05_pretraining.ipynb #source-loss
+# %% ../nbs/05_pretraining.ipynb #mean-cross-entropy
 def mean_cross_entropy(
     logits:Tensor, # `(n,k)` float scores
     labels:Tensor, # `(n,)` int64 class numbers
@@ -71,11 +71,13 @@ def _computes_bfloat16(device):
     module = torch.get_device_module(device)
     if hasattr(module, 'is_bf16_supported'):
         return module.is_bf16_supported(including_emulation=False)
-    known = module.get_capabilities() if hasattr(module, 'get_capabilities') else {}
-    return any(known.get(o, False) for o in ('avx512_bf16', 'amx_bf16'))
+    if not hasattr(module, 'get_capabilities'): return False
+    known = module.get_capabilities()
+    return any(known.get(units, False) for units in ('avx512_bf16', 'amx_bf16'))
 
 def _can_fuse(device):
-    try: torch.optim.AdamW([torch.zeros(1, device=device, requires_grad=True)], fused=True)
+    weight = torch.zeros(1, device=device, requires_grad=True)
+    try: torch.optim.AdamW([weight], fused=True)
     except RuntimeError: return False
     return True
 
@@ -92,19 +94,20 @@ def compute_settings(
         raise ValueError('compute_settings: torch.float32 or torch.bfloat16 is needed; got '
                          f'{precision}: for float16, pass torch.float32 and use `learn.to_fp16()`')
     try: torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as e:
+    except (RuntimeError, AssertionError) as error:
         raise ValueError(f'compute_settings: a device that is here is needed; {device} is not: '
-                         f'{e}') from e
+                         f'{error}') from error
     if fused and not _can_fuse(device):
         raise ValueError(f'compute_settings: PyTorch has no fused AdamW for {device}; '
                          'pass fused=False')
-    if channels_last is None:
+    if channels_last is None:   # of torch's devices only Metal has this function
         channels_last = not hasattr(torch.get_device_module(device), 'recommended_max_memory')
     if precision is None:
         precision = torch.bfloat16 if _computes_bfloat16(device) else torch.float32
-    return Compute(device, channels_last, precision, _can_fuse(device) if fused is None else fused)
+    if fused is None: fused = _can_fuse(device)
+    return Compute(device, channels_last, precision, fused)
 
-# %% ../nbs/05_pretraining.ipynb #autocast-helpers
+# %% ../nbs/05_pretraining.ipynb #autocast
 def _rounded(forward, precision, x):
     "`forward(x)` computed in `precision`, as float32"
     with torch.autocast(x.device.type, precision): return forward(x).float()
@@ -123,7 +126,6 @@ def _release(model):
     del model.forward
     if own is not None: model.forward = own
 
-# %% ../nbs/05_pretraining.ipynb #autocast
 class Autocast(Callback):
     "Compute the network in another precision, and make sure that it is; the loss stays float32"
     def __init__(self,
@@ -138,41 +140,18 @@ class Autocast(Callback):
                                f'{self.precision} and that of `to_fp16` or `to_bf16`: pass '
                                'compute=compute_settings(precision=torch.float32)')
         _release(self.model)   # an interrupted fit leaves it
-        forward, own = self.model.forward, self.model.__dict__.get('forward')
-        self.model.forward = partial(_rounded, forward, self.precision)
+        own = self.model.__dict__.get('forward')
+        self.model.forward = partial(_rounded, self.model.forward, self.precision)
         inside = itertools.islice(self.model.modules(), 1, None)   # its own output is float32
-        layers = (m for m in inside if isinstance(m, (nn.Linear, _ConvNd)))
+        layers = [module for module in inside if isinstance(module, (nn.Linear, _ConvNd))]
         check = partial(_check_rounded, self.precision)
-        checks = [m.register_forward_hook(check) for m in itertools.islice(layers, 1)]
+        checks = [layer.register_forward_hook(check) for layer in layers[:1]]
         self.model.unrounded = own, checks
 
     def after_fit(self): _release(self.model)
 
 # %% ../nbs/05_pretraining.ipynb #measure-compute
-def measure_compute(
-    model:nn.Module, # any network; a copy is trained
-    size_px:int=32,  # height and width of the pictures
-    bs:int=128,      # pictures in a batch
-    device=None,     # a torch device; fastai's `default_device()` if None
-    repeats:int=5,   # measurements of each setting, one step each
-)->pd.DataFrame:     # one row a setting: pictures a second, and times the plainest, best first
-    "Measure training steps with each memory format, precision and optimiser"
-    device, start, times = torch.device(device or default_device()), time.perf_counter, {}
-    x = torch.randn(bs, 3, size_px, size_px, device=device)
-    steps = {s: _step(deepcopy(model), x, Compute(device, *s)) for s in itertools.product(
-        (False, True), (torch.float32, torch.bfloat16), (False, True)[:1 + _can_fuse(device)])}
-    for step in steps.values(): step()   # the first is slower
-    for s, step in list(steps.items()) * repeats:
-        begun = start()
-        step()
-        times.setdefault(s, []).append(start() - begun)
-    rows = [(last, str(kind).removeprefix('torch.'), fused, bs / median(times[last, kind, fused]))
-            for last, kind, fused in steps]
-    table = pd.DataFrame(rows, columns=['channels_last', 'precision', 'fused', 'images_per_s'])
-    table['times'] = table.images_per_s / table.images_per_s[0]
-    return table.sort_values('times', ascending=False, ignore_index=True)
-
-def _step(model, x, compute):
+def _training_step(model, x, compute):
     "A function that trains `model` for a step and waits for the device"
     model = model.to(x.device, memory_format=compute.layout).train()
     x = x.contiguous(memory_format=compute.layout)
@@ -185,6 +164,36 @@ def _step(model, x, compute):
         opt.zero_grad()
         loss.item()
     return step
+
+def measure_compute(
+    model:nn.Module, # any network; a copy is trained
+    size_px:int=32,  # height and width of the pictures
+    bs:int=128,      # pictures in a batch
+    device=None,     # a torch device; fastai's `default_device()` if None
+    *,
+    repeats:int=5,   # measurements of each setting, one step each
+)->pd.DataFrame:     # one row a setting: pictures a second, and times the plainest, best first
+    "Measure training steps with each memory format, precision and optimiser"
+    device = torch.device(device or default_device())
+    x = torch.randn(bs, 3, size_px, size_px, device=device)
+    fuses = (False, True) if _can_fuse(device) else (False,)
+    choices = itertools.product((False, True), (torch.float32, torch.bfloat16), fuses)
+    settings = [Compute(device, *choice) for choice in choices]
+    steps = [_training_step(deepcopy(model), x, compute) for compute in settings]
+    for step in steps: step()   # the first is slower
+    times = [[] for _ in steps]
+    for _ in range(repeats):
+        for step, taken in zip(steps, times):
+            begun = time.perf_counter()
+            step()
+            taken.append(time.perf_counter() - begun)
+    rows = [dict(channels_last=compute.channels_last,
+                 precision=str(compute.precision).removeprefix('torch.'),
+                 fused=compute.fused, images_per_s=bs / median(taken))
+            for compute, taken in zip(settings, times)]
+    table = pd.DataFrame(rows)
+    table['times'] = table.images_per_s / table.images_per_s[0]
+    return table.sort_values('times', ascending=False, ignore_index=True)
 
 # %% ../nbs/05_pretraining.ipynb #layout-cb
 class Layout(Callback):
@@ -201,7 +210,8 @@ class Layout(Callback):
 
 class _GiveBack(Callback):
     "Return memory that is free to the system, once a minute at most"
-    run_train = run_valid = False
+    run_train = False
+    run_valid = False
     def __init__(self): self.since = time.monotonic()
 
     def after_epoch(self):
@@ -213,10 +223,13 @@ class _GiveBack(Callback):
 # %% ../nbs/05_pretraining.ipynb #curves-cb
 class Curves(Callback):
     "Keep each epoch's losses and accuracy in `rows`, over all fits of a learner"
-    order, run_train, run_valid = 60, False, False   # no event of single batches
+    order = 60
+    run_train = False   # no event of single batches
+    run_valid = False
     def __init__(self):
         "Start with no rows"
-        self.rows, self.trained = [], False
+        self.rows = []
+        self.trained = False
 
     def after_train(self): self.trained = not hasattr(self.learn, 'lr_finder')
 
@@ -241,26 +254,30 @@ def group_names(
 )->list:           # a name for each of the optimiser's groups
     "Name the optimiser's groups after the network's stages, or number them where they differ"
     if learn.opt is None: learn.create_opt()
-    n = len(learn.opt.param_lists)
-    try: names = [s.name for s in stages(learn.model)]
+    n_groups = len(learn.opt.param_lists)
+    try: names = [stage.name for stage in stages(learn.model)]
     except ValueError: names = []
-    return names if len(names) == n else [f'group {i}' for i in range(n)]
+    if len(names) == n_groups: return names
+    return [f'group {i}' for i in range(n_groups)]
 
-def _finite(tensors): return all(bool(torch.isfinite(t).all()) for t in tensors)
+# %% ../nbs/05_pretraining.ipynb #stop-on-nan-where-not-finite
+def _finite(tensors): return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
-# %% ../nbs/05_pretraining.ipynb #find-nan
 def _bad_stage(model, xb):
     "Name of the first stage whose output is not finite, in evaluation; None if there is none"
     bad = []
     def look(name, module, args, out):
         if isinstance(out, Tensor) and not _finite([out]): bad.append(name)
-    try: parts = [(s.name, m) for s in stages(model) for m in s.modules]
-    except ValueError: parts = []
-    hooks = [m.register_forward_hook(partial(look, name)) for name, m in parts]
+    try: parts = stages(model)
+    except ValueError: return None   # it has none
+    hooks = []
+    for stage in parts:
+        hooks += [module.register_forward_hook(partial(look, stage.name))
+                  for module in stage.modules]
     try:
         with evaluating(model): model(*xb)
     finally:
-        for o in hooks: o.remove()
+        for hook in hooks: hook.remove()
     return bad[0] if bad else None
 
 def _where_not_finite(learn):
@@ -272,7 +289,6 @@ def _where_not_finite(learn):
     if stage is None: return 'all groups are still finite'
     return f'group {stage} gives out numbers that are not finite'
 
-# %% ../nbs/05_pretraining.ipynb #stop-on-nan
 class StopOnNaN(Callback):
     "Stop a fit whose loss or parameters are not finite, before the next step"
     def __init__(self):
@@ -286,10 +302,10 @@ class StopOnNaN(Callback):
 
     def _stop(self):
         if hasattr(self.learn, 'lr_finder'): return
-        kept = [cb.file for cb in self.learn.cbs if isinstance(cb, Checkpoint)]
-        last = [f'the last good checkpoint is {f}' for f in kept if f.exists()]
-        last = last[0] if last else 'no checkpoint was kept'
-        lr = max(h['lr'] for h in self.opt.hypers)
+        files = [cb.file for cb in self.learn.cbs if cb.name == 'checkpoint']   # see below
+        kept = [file for file in files if file.exists()]
+        last = f'the last good checkpoint is {kept[0]}' if kept else 'no checkpoint was kept'
+        lr = max(hyper['lr'] for hyper in self.opt.hypers)
         raise RuntimeError(f'StopOnNaN: finite numbers are needed; got loss {self.loss.item()} at '
                            f'step {self.train_iter} (epoch {self.epoch}), where '
                            f'{_where_not_finite(self.learn)}; {last}: lower lr_max, which was '
@@ -299,10 +315,10 @@ class StopOnNaN(Callback):
 @dataclass
 class Record:
     "What a learner of ours says of itself: how it computes, and how it came to be"
-    compute: Compute = None # how its device lays out, rounds and updates numbers
-    seed: int = None        # of its new weights and its batches
-    recipe: dict = None     # how it was trained, fit for JSON; None before that
-    receipt: object = None  # `TransferReceipt` of what was carried into it; None if nothing was
+    compute: Compute = None   # how its device lays out, rounds and updates numbers
+    seed: int = None          # of the order of its batches and their augmentation
+    recipe: dict = None       # how it was trained, fit for JSON; None before that
+    receipt: object = None    # `TransferReceipt` of what was carried into it; None if nothing was
     plan: pd.DataFrame = None # phases of `fine_tune`, as of `plan_phases`; None before that
 
 def record_of(
@@ -318,6 +334,7 @@ def task_learner(
     model:nn.Module,   # a network with as many outputs as the task has classes
     bs:int=128,        # pictures in a batch
     augment:bool=True, # the article's augmentation, or a list of fastai batch transforms
+    *,
     stats:tuple=None,  # mean and standard deviation to normalise with; the task's own if None
     seed:int=0,        # of the batches' order and augmentation
     wd:float=.01,      # decoupled weight decay
@@ -327,21 +344,22 @@ def task_learner(
     **kwargs,          # of fastai's `Learner`
 )->Learner:            # not yet trained; `dls` holds train, valid and test
     "Make a `Learner` for `task`; raises `ValueError` if the head has another number of classes"
-    n_out = [m.out_features for m in model.modules() if isinstance(m, nn.Linear)][-1:]
-    if n_out and n_out[0] != task.n_classes:
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if linears and linears[-1].out_features != task.n_classes:
         raise ValueError(f'task_learner: a head with {task.n_classes} outputs is needed for '
-                         f'{task.name}; this one has {n_out[0]}: build the network with '
-                         f'n_classes={task.n_classes}')
-    compute = compute or compute_settings()
-    dls = task.dls(bs, augment, stats, seed, device=compute.device)
-    _release(model.to(memory_format=compute.layout))   # of what an interrupted fit left
-    opt_func = partial(OptimWrapper, opt=torch.optim.AdamW, fused=compute.fused)
+                         f'{task.name}; this one has {linears[-1].out_features}: build the '
+                         f'network with n_classes={task.n_classes}')
+    if compute is None: compute = compute_settings()
+    dls = task.dls(bs, augment, stats, seed=seed, device=compute.device)
+    model.to(memory_format=compute.layout)
+    _release(model)   # of what an interrupted fit left
     rounding = [] if compute.precision == torch.float32 else [Autocast(compute.precision)]
-    cbs = [Curves(), StopOnNaN(), Layout(compute.layout), _GiveBack(), *rounding, *(cbs or [])]
-    loss_func = CrossEntropyLossFlat(label_smoothing=smoothing)
-    learn = Learner(dls, model, loss_func=loss_func, metrics=accuracy,
-                    opt_func=opt_func, splitter=layer_groups, wd=wd, cbs=cbs, **kwargs)
-    learn.record = Record(compute, seed)
+    ours = [Curves(), StopOnNaN(), Layout(compute.layout), _GiveBack(), *rounding]
+    learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(label_smoothing=smoothing),
+                    opt_func=partial(OptimWrapper, opt=torch.optim.AdamW, fused=compute.fused),
+                    splitter=layer_groups, metrics=accuracy, wd=wd, cbs=[*ours, *(cbs or [])],
+                    **kwargs)
+    learn.record = Record(compute=compute, seed=seed)
     return learn
 
 # %% ../nbs/05_pretraining.ipynb #default-lr
@@ -349,7 +367,8 @@ def default_lr(
     model:nn.Module, # any network
 )->float:            # top of the one-cycle schedule for AdamW
     "Give 0.005 for a network with BatchNorm and 0.002 for one without"
-    return 5e-3 if any(isinstance(m, _BatchNorm) for m in model.modules()) else 2e-3
+    has_norm = any(isinstance(module, _BatchNorm) for module in model.modules())
+    return 5e-3 if has_norm else 2e-3
 
 # %% ../nbs/05_pretraining.ipynb #pretrain
 def pretrain(
@@ -357,6 +376,7 @@ def pretrain(
     arch:str='resnet9', # a network's name, as for `create_network`
     n_epochs:int=6,     # passes over the training split
     lr_max:float=None,  # top of the one-cycle schedule; that of `default_lr` if None
+    *,
     bs:int=128,         # pictures in a batch
     augment:bool=True,  # the article's augmentation, or a list of fastai batch transforms
     wd:float=.01,       # decoupled weight decay
@@ -367,16 +387,16 @@ def pretrain(
     **arch_kwargs,      # of the architecture, such as `width`
 )->Learner:             # trained; `learn.record.recipe` says how
     "Train a new network on a task; raises `ValueError` for a bad network name or number of epochs"
-    if n_epochs < 1: raise ValueError(f'pretrain: n_epochs must be 1 or more; got {n_epochs}')
+    if n_epochs < 1: raise ValueError(f'pretrain: n_epochs must be at least 1 (got {n_epochs})')
     set_seed(seed)
     model = create_network(arch, task.n_classes, **arch_kwargs)
     learn = task_learner(task, model, bs, augment, seed=seed, wd=wd, cbs=cbs, compute=compute,
                          smoothing=smoothing)
-    lr_max = lr_max or default_lr(model)
-    tfms = [o.name for o in learn.dls.train.after_batch.fs if o.split_idx == 0]
-    learn.record.recipe = dict(task=task.name, n_epochs=n_epochs, lr_max=lr_max, bs=bs, wd=wd, seed=seed,
-                               augment=tfms, smoothing=smoothing,
-                               precision=str(learn.record.compute.precision).removeprefix('torch.'))
+    if not lr_max: lr_max = default_lr(model)
+    tfms = [tfm.name for tfm in learn.dls.train.after_batch.fs if tfm.split_idx == 0]
+    precision = str(learn.record.compute.precision).removeprefix('torch.')
+    learn.record.recipe = dict(task=task.name, n_epochs=n_epochs, lr_max=lr_max, bs=bs, wd=wd,
+                               seed=seed, augment=tfms, smoothing=smoothing, precision=precision)
     learn.fit_one_cycle(n_epochs, lr_max)
     return learn
 
@@ -391,29 +411,32 @@ def plot_curves(
         raise RuntimeError('plot_curves: epochs that were trained and validated are needed; this '
                            'learner has none: fit it without SkipValid')
     if axs is None: axs = plt.subplots(1, 2, figsize=(9, 3.5), layout='constrained')[1]
-    train, valid, acc = (rows[c].tolist() for c in ('train_loss', 'valid_loss', 'accuracy'))
-    epochs = range(1, len(train) + 1)
-    axs[0].plot(epochs, train, 'o--', label='train')
-    axs[0].plot(epochs, valid, 's-', label='valid')
-    axs[0].set(xlabel='epoch', ylabel='mean cross-entropy (nats)', title='loss')
-    axs[0].legend()
-    axs[1].plot(epochs, [100 * a for a in acc], 's-', color='C1')
+    left, right = axs
+    epochs = range(1, len(rows) + 1)
+    left.plot(epochs, rows.train_loss.tolist(), 'o--', label='train')
+    left.plot(epochs, rows.valid_loss.tolist(), 's-', label='valid')
+    left.set(xlabel='epoch', ylabel='mean cross-entropy (nats)', title='loss')
+    left.legend()
+    right.plot(epochs, [100 * acc for acc in rows.accuracy], 's-', color='C1')
     n = len(learn.dls.valid_ds)
-    axs[1].set(xlabel='epoch', ylabel='accuracy (%)', title=f'accuracy on {n:,} valid pictures')
-    for ax in axs: ax.set_xticks(list(epochs)[::max(1, len(epochs)//8)])
+    right.set(xlabel='epoch', ylabel='accuracy (%)', title=f'accuracy on {n:,} valid pictures')
+    every = max(1, len(epochs) // 8)
+    for ax in axs: ax.set_xticks(list(epochs)[::every])
     return axs
 
 # %% ../nbs/05_pretraining.ipynb #quiet
 class Quiet(Callback):
     "Train without progress bars and without a printed table"
-    run_train = run_valid = False
+    run_train = False
+    run_valid = False
     def after_create(self):
         self.learn.remove_cb(ProgressCallback)
         self.learn.logger = lambda *args: None
 
 class SkipValid(Callback):
     "Leave out validation between the epochs of a fit"
-    run_train = run_valid = False
+    run_train = False
+    run_valid = False
     def __init__(self):
         "Nothing is trained yet"
         self.trained = False
@@ -421,75 +444,165 @@ class SkipValid(Callback):
     def after_train(self): self.trained = True
 
     def before_validate(self):
-        trained, self.trained = self.trained, False
-        if trained: raise CancelValidException
+        was_trained = self.trained
+        self.trained = False
+        if was_trained: raise CancelValidException
 
 # %% ../nbs/05_pretraining.ipynb #pack
-def _pack(o, tensors):
-    "`o` as JSON has it, its tensors moved into the dict `tensors`"
-    if isinstance(o, Tensor):
-        tensors[name := f't{len(tensors)}'] = o.detach().cpu().contiguous().clone()
-        return dict(tensor=name, stride=torch.empty_like(o).stride())
-    if isinstance(o, dict): return dict(dict=[[_pack(k, tensors), _pack(v, tensors)]
-                                              for k, v in o.items()])
-    if isinstance(o, tuple): return dict(tuple=[_pack(v, tensors) for v in o])
-    if isinstance(o, np.ndarray): return dict(array=o.tolist(), dtype=str(o.dtype))
-    if isinstance(o, np.generic): return o.item()
-    if isinstance(o, (bool, int, float, str, type(None))): return o
-    return [_pack(v, tensors) for v in o]
+def _pack(value, tensors):
+    "`value` as JSON has it, its tensors moved into the dict `tensors`"
+    if isinstance(value, Tensor):
+        name = f't{len(tensors)}'
+        tensors[name] = value.detach().cpu().contiguous().clone()
+        return dict(tensor=name, stride=torch.empty_like(value).stride())
+    if isinstance(value, dict):
+        pairs = [[_pack(key, tensors), _pack(item, tensors)] for key, item in value.items()]
+        return dict(dict=pairs)
+    if isinstance(value, tuple): return dict(tuple=[_pack(item, tensors) for item in value])
+    if isinstance(value, np.ndarray): return dict(array=value.tolist(), dtype=str(value.dtype))
+    if isinstance(value, np.generic): return value.item()
+    if isinstance(value, (bool, int, float, str, type(None))): return value
+    return [_pack(item, tensors) for item in value]
 
-def _unpack(o, tensors):
+def _unpack(packed, tensors):
     "Undo `_pack`"
-    if isinstance(o, list): return [_unpack(v, tensors) for v in o]
-    if not isinstance(o, dict): return o
-    if 'dict' in o: return {_unpack(k, tensors): _unpack(v, tensors) for k, v in o['dict']}
-    if 'tuple' in o: return tuple(_unpack(v, tensors) for v in o['tuple'])
-    if 'array' in o: return np.array(o['array'], o['dtype'])
-    t = tensors[o['tensor']]
-    return torch.empty_strided(t.shape, o['stride'], dtype=t.dtype).copy_(t)
+    if isinstance(packed, list): return [_unpack(item, tensors) for item in packed]
+    if not isinstance(packed, dict): return packed
+    if 'dict' in packed:
+        return {_unpack(key, tensors): _unpack(item, tensors) for key, item in packed['dict']}
+    if 'tuple' in packed: return tuple(_unpack(item, tensors) for item in packed['tuple'])
+    if 'array' in packed: return np.array(packed['array'], packed['dtype'])
+    tensor = tensors[packed['tensor']]
+    return torch.empty_strided(tensor.shape, packed['stride'], dtype=tensor.dtype).copy_(tensor)
 
-# %% ../nbs/05_pretraining.ipynb #recorded
+# %% ../nbs/05_pretraining.ipynb #run-state
 def _averages(recorder):
     "Metrics that add up over the training batches of an epoch, if any"
-    return [m for m in recorder._train_mets[1:] if isinstance(m, AvgMetric)]
+    return [metric for metric in recorder._train_mets[1:] if isinstance(metric, AvgMetric)]
 
 def _recorded(recorder):
     "What fastai's recorder has of a fit that goes on"
     smooth = recorder.smooth_loss
-    return dict(values=[list(o) for o in recorder.values], iters=recorder.iters, lrs=recorder.lrs,
-                losses=torch.tensor([float(o) for o in recorder.losses]),
+    return dict(values=[list(row) for row in recorder.values], iters=recorder.iters,
+                lrs=recorder.lrs, losses=torch.tensor([float(loss) for loss in recorder.losses]),
                 smooth=(smooth.count, smooth.val),
-                averages=[(m.total, m.count) for m in _averages(recorder)])
+                averages=[(metric.total, metric.count) for metric in _averages(recorder)])
 
 def _set_recorded(recorder, state):
     "Undo `_recorded`"
-    recorder.values, recorder.iters, recorder.lrs = (state[k] for k in ('values', 'iters', 'lrs'))
-    recorder.losses, recorder.cancel_train = list(state['losses']), False
+    recorder.values = state['values']
+    recorder.iters = state['iters']
+    recorder.lrs = state['lrs']
+    recorder.losses = list(state['losses'])
+    recorder.cancel_train = False
     recorder.smooth_loss.count, recorder.smooth_loss.val = state['smooth']
-    for m, o in zip(_averages(recorder), state['averages']): m.total, m.count = o
+    for metric, average in zip(_averages(recorder), state['averages']):
+        metric.total, metric.count = average
 
-# %% ../nbs/05_pretraining.ipynb #checkpoint-file
-def _read_checkpoint(path):
-    "What `Checkpoint` wrote in a file"
+def _random_state(learn):
+    sampler = getattr(learn.dls.train, 'rng', None)   # a plain torch loader has none of its own
+    return dict(generators=get_random_states(), sampler=sampler and sampler.getstate())
+
+def _set_random(learn, state):
+    set_random_states(**state['generators'])
+    if state['sampler']: learn.dls.train.rng.setstate(state['sampler'])
+
+def _run_state(learn):
+    "All that a run needs to go on"
+    own = {cb.name: cb.state_dict() for cb in learn.cbs if hasattr(type(cb), 'state_dict')}
+    return dict(now=_random_state(learn), model=dict(learn.model.state_dict()),
+                opt=learn.opt.state_dict(), callbacks=own, recorder=_recorded(learn.recorder),
+                progress=[learn.pct_train, learn.train_iter])
+
+def _set_run_state(learn, state):
+    "Become what `_run_state` gave"
+    learn.model.load_state_dict(state['model'])
+    device = next(learn.model.parameters()).device
+    opt = state['opt']
+    if isinstance(learn.opt, Optimizer): opt = to_device(opt, device)   # torch's own do it
+    learn.opt.load_state_dict(opt)
+    for cb in learn.cbs:
+        if cb.name in state['callbacks']: cb.load_state_dict(state['callbacks'][cb.name])
+    _set_recorded(learn.recorder, state['recorder'])
+    learn.pct_train, learn.train_iter = state['progress']
+    _set_random(learn, state['now'])
+
+# %% ../nbs/05_pretraining.ipynb #read-checkpoint
+def _write_checkpoint(path, state):
+    "Write a state, sealed, unless a number in it is not finite"
+    tensors = {}
+    facts = json.dumps(_pack(state, tensors))
+    if not _finite(tensors.values()): return   # keep the last good one
+    sealed = seal(dict(checkpoint=facts, tensors=digest(tensors)))
+    with write_whole(path) as file:
+        file.write(save(tensors, metadata=dict(checkpoint=facts, sha256=sealed)))
+
+def _read_checkpoint(path, resume=True):
+    "The state that `Checkpoint` wrote in a file; None if it is not there"
+    if not path.exists(): return None
+    if not resume:
+        raise RuntimeError(f'Checkpoint: a file that is not there yet is needed; {path} holds a '
+                           'run: pass resume=True to go on with it, or delete it')
     try:
-        with safe_open(path, 'pt') as f:
-            tensors, facts = {k: f.get_tensor(k) for k in f.keys()}, f.metadata()
-        if seal([facts['checkpoint'], digest(tensors)]) != facts['sha256']:
+        with safe_open(path, 'pt') as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            metadata = file.metadata()
+        facts = metadata['checkpoint']
+        if seal(dict(checkpoint=facts, tensors=digest(tensors))) != metadata['sha256']:
             raise ValueError('something in it has changed')
-        return _unpack(json.loads(facts['checkpoint']), tensors)
-    except (SafetensorError, KeyError, TypeError, ValueError) as e:
+        return _unpack(json.loads(facts), tensors)
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f'Checkpoint: a file that Checkpoint wrote is needed; {path} is none '
-                         f'({type(e).__name__}: {e}): delete it, or pass another path') from e
+                         f'({type(error).__name__}: {error}): delete it, or pass another path'
+                         ) from error
+
+# %% ../nbs/05_pretraining.ipynb #due
+class _Due:
+    "Say when to write again, by steps and by the clock"
+    def __init__(self, every_steps, every_min):
+        if every_steps is not None and every_steps < 1:
+            raise ValueError(f'Checkpoint: every_steps must be at least 1 (got {every_steps})')
+        if every_min <= 0:
+            raise ValueError(f'Checkpoint: every_min must be above 0 (got {every_min})')
+        self.every_steps = every_steps or np.inf
+        self.every_s = 60 * every_min
+
+    def start(self):
+        "Begin to count"
+        self.n_steps = 0
+        self.since = time.monotonic()
+
+    def step(self):
+        "Count a step; say whether it is time"
+        self.n_steps += 1
+        return self.n_steps >= self.every_steps or time.monotonic() - self.since > self.every_s
 
 class _Jump(Callback):
     "Begin a fit at a later epoch; `entered` says whether any epoch was begun"
     order = -100   # before all others
     def __init__(self, n_epochs, first):
-        self.n_epochs, self.first, self.entered = n_epochs, first, False
+        self.n_epochs = n_epochs
+        self.first = first
+        self.entered = False
 
     def before_epoch(self):
-        self.entered, self.learn.n_epoch = True, self.n_epochs
+        self.entered = True
+        self.learn.n_epoch = self.n_epochs
         self.learn.epoch += self.first
+
+    def undo(self):
+        learn = self.learn
+        learn.remove_cb(self)
+        learn.n_epoch = self.n_epochs
+
+def _begin_later(learn, first):
+    "Let the fit that begins now begin at epoch `first`"
+    jump = _Jump(learn.n_epoch, first)
+    learn.add_cb(jump)
+    learn.n_epoch -= first
+    bar = getattr(getattr(learn, 'progress', None), 'mbar', None)
+    if bar and first: bar.update(0)   # it has to be begun to be ended
+    return jump
 
 # %% ../nbs/05_pretraining.ipynb #checkpoint
 class Checkpoint(Callback):
@@ -504,140 +617,107 @@ class Checkpoint(Callback):
         """Read the file, if it is there
 
         Raises `RuntimeError` if it is there and `resume` False, `ValueError` if it is damaged."""
-        if every_steps is not None and every_steps < 1 or every_min <= 0:
-            raise ValueError('Checkpoint: 1 or more steps, and more than 0 minutes, are needed; '
-                             f'got every_steps={every_steps}, every_min={every_min}')
-        self.file, self.every_steps, self.every_s = Path(path), every_steps, 60 * every_min
-        if self.file.exists() and not resume:
-            raise RuntimeError(f'Checkpoint: a file that is not there yet is needed; {path} holds '
-                               'a run: pass resume=True to go on with it, or delete it')
-        self.found = _read_checkpoint(self.file) if self.file.exists() else None
-        self.runs, self.trains, self.jump = [], False, None   # `runs`: the fits before this one
+        self.file = Path(path)
+        self.due = _Due(every_steps, every_min)
+        self.found = _read_checkpoint(self.file, resume)   # what to become
+        self.runs = []        # what has to be the same, of each fit before this one
+        self.trains = False   # whether a fit goes on
+        self.jump = None      # to the epoch in which the run was cut off
 
-    def before_fit(self): self._look_where()
-    def before_train(self): self._begin_epoch()
-    def before_batch(self): self._let_pass()
-    def after_batch(self): self._count_batch()
-    def after_fit(self): self._end_fit()
+    def before_fit(self):
+        self.trains = False
+        if self.jump: self.learn.remove_cb(self.jump)   # of a fit that was interrupted
+        self.jump = None
+        if hasattr(self.learn, 'lr_finder') or not self.found: return
+        fit, epoch, batch = self.found['place']
+        is_finished = len(self.runs) < fit or batch is None
+        self.jump = _begin_later(self.learn, self.learn.n_epoch if is_finished else epoch)
 
-# %% ../nbs/05_pretraining.ipynb #checkpoint-events
-@patch
-def _look_where(self:Checkpoint):
-    "Jump to the epoch in which the run was cut off"
-    self.trains = False
-    if self.jump: self.learn.remove_cb(self.jump)   # of a fit that was interrupted
-    self.jump = None
-    if hasattr(self.learn, 'lr_finder') or not self.found: return
-    fit, epoch, batch = self.found['place']
-    skips = self.learn.n_epoch if len(self.runs) < fit or batch is None else epoch
-    self.jump = _Jump(self.learn.n_epoch, skips)
-    self.learn.add_cb(self.jump)
-    self.learn.n_epoch -= skips
-    bar = getattr(getattr(self.learn, 'progress', None), 'mbar', None)
-    if bar and skips: bar.update(0)   # it has to be begun to be ended
+    def before_train(self):
+        if hasattr(self.learn, 'lr_finder'): return
+        if not self.trains: self.due.start()
+        self.trains = True
+        if self.found:
+            self._check()
+            _set_random(self.learn, self.found['begun'])
+        self.begun = _random_state(self.learn)
 
-@patch
-def _begin_epoch(self:Checkpoint):
-    "Remember the random generators, or set them as they were"
-    if hasattr(self.learn, 'lr_finder'): return
-    if not self.trains: self.trains, self.written = True, (0, time.monotonic())
-    if self.found:
-        self._check()
-        self._set_random(self.found['begun'])
-    self.begun = self._random()
+    def before_batch(self):
+        if not (self.training and self.trains and self.found): return
+        self.recorder.cancel_train = True   # there is nothing to measure
+        raise CancelBatchException
 
-@patch
-def _let_pass(self:Checkpoint):
-    "Do not train what was trained before"
-    if not (self.training and self.trains and self.found): return
-    self.recorder.cancel_train = True   # there is nothing to measure
-    raise CancelBatchException
+    def after_batch(self):
+        if not (self.training and self.trains): return
+        if self.found:
+            if self.iter + 1 == self.found['place'][2]: self._restore()
+        elif self.due.step() and not _gathers(self.model): self._save(self.iter + 1)
 
-# %% ../nbs/05_pretraining.ipynb #checkpoint-after
-@patch
-def _count_batch(self:Checkpoint):
-    "Write, or become what was written"
-    if not self.training or not self.trains: return
-    if self.found:
-        if self.iter + 1 == self.found['place'][2]: self._restore()
-        return
-    n, since = self.written
-    self.written = n + 1, since
-    due = n + 1 >= (self.every_steps or np.inf) or time.monotonic() - since > self.every_s
-    # gradients that are gathered over several batches are not written
-    if due and not any(p.grad is not None and p.grad.any() for p in self.model.parameters()):
-        self._save(self.iter + 1)
+    def after_fit(self):
+        is_finished = self.jump is not None and not self.jump.entered
+        if self.jump: self.jump.undo()
+        self.jump = None
+        if is_finished:
+            self._check()
+            if len(self.runs) == self.found['place'][0]: self._restore()
+        elif self.trains: self._save(None)
+        else: return
+        self.runs = [*self.runs, _run_facts(self.learn)]
+        self.trains = False
 
-@patch
-def _end_fit(self:Checkpoint):
-    "Write the end of a fit; count it"
-    jump, self.jump = self.jump, None
-    if jump:
-        self.learn.remove_cb(jump)
-        self.learn.n_epoch = jump.n_epochs
-    if jump and not jump.entered:   # a fit that was finished
-        self._check()
-        if len(self.runs) == self.found['place'][0]: self._restore()
-    elif self.trains: self._save(None)
-    else: return
-    self.runs, self.trains = [*self.runs, self._run()], False
+# %% ../nbs/05_pretraining.ipynb #checkpoint-save
+def _gathers(model):
+    "Whether there are gradients that are gathered over several batches, which are not written"
+    return any(param.grad is not None and param.grad.any() for param in model.parameters())
 
-# %% ../nbs/05_pretraining.ipynb #checkpoint-state
-@patch
-def _random(self:Checkpoint):
-    sampler = getattr(self.dls.train, 'rng', None)   # a plain torch loader has none of its own
-    return dict(generators=get_random_states(), sampler=sampler and sampler.getstate())
-
-@patch
-def _set_random(self:Checkpoint, state):
-    set_random_states(**state['generators'])
-    if state['sampler']: self.dls.train.rng.setstate(state['sampler'])
-
-@patch
-def _run(self:Checkpoint):
+def _run_facts(learn):
     "What has to be the same in the run that goes on"
-    data, recipe = self.dls.train_ds, record_of(self.learn).recipe
-    return dict(epochs=self.learn.n_epoch, batches=len(self.dls.train),
-                parameters=count_params(self.model), recipe=json.dumps(recipe),
-                pictures=digest(dict(idxs=data.idxs)) if isinstance(data, TaskSplit) else len(data))
+    data = learn.dls.train_ds
+    is_task = isinstance(data, TaskSplit)
+    return dict(epochs=learn.n_epoch, batches=len(learn.dls.train),
+                parameters=count_params(learn.model), recipe=json.dumps(record_of(learn).recipe),
+                pictures=digest(dict(idxs=data.idxs)) if is_task else len(data))
 
 @patch
 def _check(self:Checkpoint):
     "Raise `ValueError` if another run was begun than the one that was cut off"
-    for what, now in self._run().items():
-        if (then := self.found['runs'][len(self.runs)][what]) != now:
-            raise ValueError(f'Checkpoint: the run of {self.file} is needed, with {what} {then}; '
-                             f'got {now}: run the same code again, or pass another path')
+    written = self.found['runs'][len(self.runs)]
+    for what, now in _run_facts(self.learn).items():
+        if written[what] != now:
+            raise ValueError(f'Checkpoint: the run of {self.file} is needed, with {what} '
+                             f'{written[what]}; got {now}: run the same code again, or pass '
+                             'another path')
 
-# %% ../nbs/05_pretraining.ipynb #checkpoint-write
 @patch
 def _save(self:Checkpoint, batch):
     "Write the state after `batch` batches of this epoch, or of a finished fit if None"
-    self.written = 0, time.monotonic()
-    own = {cb.name: cb.state_dict() for cb in self.learn.cbs if hasattr(type(cb), 'state_dict')}
-    state = dict(place=[len(self.runs), self.epoch, batch], runs=[*self.runs, self._run()],
-                 begun=self.begun, now=self._random(), model=dict(self.model.state_dict()),
-                 opt=self.opt.state_dict(), callbacks=own, recorder=_recorded(self.recorder),
-                 progress=[self.pct_train, self.train_iter])
-    tensors = {}
-    facts = json.dumps(_pack(state, tensors))
-    if not _finite(tensors.values()): return   # keep the last good one
-    sealed = dict(checkpoint=facts, sha256=seal([facts, digest(tensors)]))
-    with write_whole(self.file) as f: f.write(save(tensors, metadata=sealed))
+    self.due.start()
+    _write_checkpoint(self.file, dict(
+        place=[len(self.runs), self.epoch, batch], runs=[*self.runs, _run_facts(self.learn)],
+        begun=self.begun, **_run_state(self.learn)))
 
 @patch
 def _restore(self:Checkpoint):
     "Become what was written"
-    state, self.found, self.written = self.found, None, (0, time.monotonic())
-    self.model.load_state_dict(state['model'])
-    self.opt.load_state_dict(to_device(state['opt'], next(self.model.parameters()).device)
-                             if isinstance(self.opt, Optimizer) else state['opt'])
-    for cb in self.learn.cbs:
-        if cb.name in state['callbacks']: cb.load_state_dict(state['callbacks'][cb.name])
-    _set_recorded(self.recorder, state['recorder'])
-    self.learn.pct_train, self.learn.train_iter = state['progress']
-    self._set_random(state['now'])
+    _set_run_state(self.learn, self.found)
+    self.found = None
+    self.due.start()
     print(f'Checkpoint: goes on from {self.file}, after step {self.train_iter}')
+
+# %% ../nbs/05_pretraining.ipynb #check-monitored
+def _check_monitored(learn, monitor):
+    "Raise `ValueError` if `monitor` is not measured on `valid` after each epoch"
+    needed = f'EarlyStop: {monitor} after each epoch on valid is needed'
+    if any(isinstance(cb, SkipValid) for cb in learn.cbs):
+        raise ValueError(f'{needed}; it is left out by SkipValid: take that callback away')
+    data = learn.dls.valid_ds
+    if isinstance(data, TaskSplit): split = data.split
+    else: split = ('train', 'valid', 'test')[getattr(data, 'split_idx', 1)]   # of fastai's data
+    if split != 'valid':
+        raise ValueError(f'{needed}; the second loader has {split}: put valid there')
+    names = list(learn.recorder.metric_names[1:-1])
+    if monitor not in names:
+        raise ValueError(f'{needed}; this learner measures {", ".join(names)}: name one of them')
 
 # %% ../nbs/05_pretraining.ipynb #early-stop
 class EarlyStop(EarlyStoppingCallback):
@@ -652,19 +732,15 @@ class EarlyStop(EarlyStoppingCallback):
             raise ValueError('EarlyStop: a value measured on valid is needed, such as valid_loss; '
                              f'got {monitor}')
         super().__init__(monitor, min_delta=min_delta, patience=patience)
-        self.trains, self.kept = False, None
+        self.trains = False
+        self.kept = None
 
     def before_fit(self):
-        data = self.dls.valid_ds
-        number = getattr(data, 'split_idx', 1)   # of fastai's data sets; their `split` is of lists
-        split = data.split if isinstance(data, TaskSplit) else ('train', 'valid', 'test')[number]
-        skipped = [cb for cb in self.learn.cbs if isinstance(cb, SkipValid)]
-        names = list(self.recorder.metric_names[1:-1])
-        if skipped or split != 'valid' or self.monitor not in names:
-            raise ValueError(f'EarlyStop: {self.monitor} after each epoch on valid is needed; got '
-                             f'{names} on {split}{", left out by SkipValid" * bool(skipped)}')
+        _check_monitored(self.learn, self.monitor)
         super().before_fit()
-        self.run, self.trains, self.kept = True, False, None
+        self.run = True
+        self.trains = False
+        self.kept = None
 
     def before_train(self): self.trains = not hasattr(self.learn, 'lr_finder')
 
@@ -673,22 +749,22 @@ class EarlyStop(EarlyStoppingCallback):
         try: super().after_epoch()
         finally:
             if self.new_best:
-                self.kept = {n: t.clone() for n, t in self.model.state_dict().items()}
+                state = self.model.state_dict()
+                self.kept = {name: tensor.clone() for name, tensor in state.items()}
 
     def after_fit(self):
         if self.kept: self.model.load_state_dict(self.kept)
         self.kept = None
         super().after_fit()
 
-# %% ../nbs/05_pretraining.ipynb #early-state
-@patch
-def state_dict(self:EarlyStop)->dict: # for a checkpoint
-    "Give the best value, the epochs waited since, and the best weights"
-    return dict(best=self.best, wait=self.wait, kept=self.kept)
+    def state_dict(self)->dict: # for a checkpoint
+        "Give the best value, the epochs waited since, and the best weights"
+        return dict(best=self.best, wait=self.wait, kept=self.kept)
 
-@patch
-def load_state_dict(self:EarlyStop,
-    state:dict, # of `state_dict`
-):
-    "Take what `state_dict` gave"
-    self.best, self.wait, self.kept = state['best'], state['wait'], state['kept']
+    def load_state_dict(self,
+        state:dict, # of `state_dict`
+    ):
+        "Take what `state_dict` gave"
+        self.best = state['best']
+        self.wait = state['wait']
+        self.kept = state['kept']

@@ -1,9 +1,9 @@
-"""Runs that are cut off anywhere and go on as if nothing had happened; runs that stop by themselves
+"""Training: how a device computes, runs that are cut off anywhere and go on as if nothing had happened, runs that stop by themselves
 
 Most are cut off by an exception at an event of fastai's training loop, a fresh learner going on; some processes are killed."""
-import json, os, random, struct
+import json, os, pickle, random, signal, struct, sys
 from collections import OrderedDict
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import cache, partial
 from io import BytesIO
 import numpy as np, pytest, torch
@@ -19,16 +19,141 @@ from fastai.optimizer import SGD, Adam, OptimWrapper, ranger
 from fastai.torch_core import set_seed
 from fastai.vision.augment import aug_transforms
 from hypothesis import given, strategies as st
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load, save
 from torch import nn
-from helpers import ROOT, run_ok, saying, some, write_folder
+from helpers import saying, some, write_folder
 from nbtransfer import pretraining
+from nbtransfer.files import digest
 from nbtransfer.finetuning import Inspector, fine_tune, transfer_learner
+from nbtransfer.folders import image_folder
 from nbtransfer.networks import article_cnn, create_network, resnet9
-from nbtransfer.pretraining import Checkpoint, EarlyStop, Quiet, SkipValid, compute_settings, pretrain, task_learner
-from nbtransfer.tasks import digits, image_folder
+from nbtransfer.pretraining import (Autocast, Checkpoint, EarlyStop, Quiet, SkipValid, compute_settings, measure_compute, pretrain,
+    task_learner)
+from nbtransfer.tasks import digits
+
+training = pytest.mark.training   # trains for more than about a second
+
+@pytest.fixture(scope='module', autouse=True)
+def unwaited_disk():
+    "Checkpoints are written by the thousand here; that a file is synced before it gets its name is a test of `files`"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, 'fsync', lambda file: None)
+        yield
+
+# How a device computes
+
+eight = digits().subset(8)
+kinds = pytest.mark.parametrize('precision', [torch.float32, torch.bfloat16], ids=str)
+
+def look(seen, module, args, out): seen.add((out.dtype, args[0].is_contiguous(memory_format=torch.channels_last)))
+
+def watch(learn):
+    "Types of what the first layer gives, and whether what it gets is channels-last, in all steps"
+    seen = set()
+    next(m for m in learn.model.modules() if isinstance(m, torch.nn.Conv2d)).register_forward_hook(partial(look, seen))
+    return seen
+
+def is_channels_last(model):
+    return {p.is_contiguous(memory_format=torch.channels_last) for p in model.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1}
+
+@kinds
+def test_precision_is_that_of_the_layers_and_only_in_the_network(precision):
+    learn = task_learner(eight, article_cnn(10), bs=40, cbs=[Quiet()], compute=compute_settings(precision=precision))
+    seen = watch(learn)
+    learn.fit(1)
+    preds, _ = learn.get_preds()
+    assert seen == {(precision, True)} and preds.dtype == torch.float32
+    assert {p.dtype for p in learn.model.parameters()} == {torch.float32} and not torch.is_autocast_enabled('cpu')
+    assert ('precision=' + str(precision)) in repr(learn.record.compute)
+
+class Stop(Callback):
+    def after_pred(self): raise Broken.error('stopped')
+
+class Broken(torch.nn.Module):
+    def forward(self, x): raise self.error('stopped')
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, ValueError])
+def test_interrupted_fit_leaves_no_rounding_behind(error):
+    Broken.error = error
+    learn = task_learner(eight, article_cnn(10), bs=40, cbs=[Quiet(), Stop()], compute=compute_settings(precision=torch.bfloat16))
+    with pytest.raises(error): learn.fit(1)
+    assert not torch.is_autocast_enabled('cpu')
+    plain = task_learner(eight, learn.model, bs=40, cbs=[Quiet()], compute=compute_settings(precision=torch.float32))
+    seen = watch(plain)
+    plain.fit(1)
+    assert {o for o, _ in seen} == {torch.float32}, 'the next learner is not rounded'
+    learn.remove_cb(Stop)
+    learn.fit(1)
+    assert 'forward' not in learn.model.__dict__
+    learn.model.head = Broken()
+    with pytest.raises(error): learn.fit(1)
+    pickle.dumps(learn.model)
+    assert not torch.is_autocast_enabled('cpu')
+
+def test_learners_that_are_made_for_the_user_take_the_settings():
+    compute = compute_settings(precision=torch.bfloat16, channels_last=False, fused=False)
+    source = pretrain(eight, 'resnet9', 1, width=2, cbs=[Quiet()], compute=compute)
+    target = transfer_learner(eight, source, cbs=[Quiet()], compute=compute)
+    for learn in (source, target):
+        seen = watch(learn)
+        learn.validate()
+        assert seen == {(torch.bfloat16, False)}
+        learn.create_opt()
+        assert learn.record.compute == compute and learn.opt.opt.defaults['fused'] is False and is_channels_last(learn.model) == {False}
+        assert any(isinstance(cb, Autocast) for cb in learn.cbs)
+    assert source.record.recipe['precision'] == 'bfloat16'
+    plain = task_learner(eight, resnet9(10, width=2), compute=compute_settings(precision=torch.float32, channels_last=True))
+    assert is_channels_last(plain.model) == {True} and not any(isinstance(cb, Autocast) for cb in plain.cbs)
+
+@pytest.mark.parametrize('units', [True, False])
+def test_rule(units, monkeypatch):
+    monkeypatch.setattr(pretraining, '_computes_bfloat16', lambda device: units)
+    chosen = compute_settings()
+    assert chosen.precision == (torch.bfloat16 if units else torch.float32) and chosen.channels_last and chosen.fused
+    assert compute_settings(precision=torch.float32).precision == torch.float32
+
+def test_what_cannot_be_had_is_said(monkeypatch):
+    for precision in (torch.float16, torch.float64, 'bfloat16'):
+        with pytest.raises(ValueError, match='torch.float32 or torch.bfloat16 is needed'): compute_settings(precision=precision)
+    monkeypatch.setattr(pretraining, '_can_fuse', lambda device: False)
+    assert compute_settings().fused is False
+    with pytest.raises(ValueError, match='no fused AdamW'): compute_settings(fused=True)
+
+def test_measuring_leaves_the_network_alone():
+    model = create_network('resnet9', 10, width=2)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    table = measure_compute(model, bs=8, repeats=1)
+    assert len(table) == 8 and (table.images_per_s > 0).all() and table.times.is_monotonic_decreasing
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items()) and is_channels_last(model) == {False}
+
+def test_two_precisions_are_refused():
+    learn = task_learner(eight, article_cnn(10), bs=40, cbs=[Quiet()], compute=compute_settings(precision=torch.bfloat16)).to_fp16()
+    with pytest.raises(RuntimeError, match='one precision is needed'): learn.fit(1)
+
+def test_networks_own_forward_is_given_back():
+    model, calls = article_cnn(10), []
+    def own(x):
+        calls.append(x)
+        return type(model).forward(model, x)
+    model.forward = own
+    task_learner(eight, model, bs=40, cbs=[Quiet()], compute=compute_settings(precision=torch.bfloat16)).fit(1)
+    assert calls and model.forward is own
+
+def test_device_that_is_not_here():
+    if torch.cuda.is_available(): pytest.skip('it is here')
+    with pytest.raises(ValueError, match='cuda is not'): compute_settings(torch.device('cuda'))
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='other C libraries need no reminder')
+def test_free_memory_is_given_back_once_a_minute():
+    learn = task_learner(digits().subset(1), resnet9(10, width=2), cbs=[Quiet()])
+    clock = next(cb for cb in learn.cbs if type(cb).__name__ == '_GiveBack')
+    before = clock.since
+    learn.fit(1)
+    assert clock.since == before
+    clock.since -= 61
+    learn.fit(1)
+    assert clock.since > before
 
 plain = compute_settings(precision=torch.float32)
 few = digits().subset(5)   # 3 batches of 16 an epoch
@@ -98,6 +223,7 @@ schedules = {'head first': 3, 'gradual': 4}
 @cache
 def uncut_tuning(name, schedule, n_epochs): return uncut(partial(tuned, name, schedule, n_epochs))
 
+@training
 @pytest.mark.parametrize('schedule', schedules)
 @pytest.mark.parametrize('name', ['article_cnn', 'resnet9', 'convnext', 'vit'])
 def test_fine_tuning_cut_off_in_any_phase(name, schedule, tmp_path):
@@ -116,6 +242,7 @@ moments = {   # of head first: one epoch of 3 steps, then two
     'last step of its first epoch': ('after_batch', 6), 'between its epochs': ('before_epoch', 2),
     'last step of all': ('after_batch', 10), 'last validation': ('before_validate', 2), 'end of all': ('after_fit', 1)}
 
+@training
 @pytest.mark.parametrize('moment', moments)
 def test_each_moment(moment, tmp_path):
     "Before all other callbacks have seen the event, or after"
@@ -123,6 +250,7 @@ def test_each_moment(moment, tmp_path):
     resumed = again_and_again(train, tmp_path/'run', [cut], 1)
     assert cut.left == -1 and differing(end(resumed), uncut_tuning('tiny', 'head first', 3)[0]) == []
 
+@training
 @some(5)
 @given(st.lists(st.tuples(st.integers(1, 180), st.sampled_from([-200, 200])), min_size=1, max_size=4), st.integers(1, 4))
 def test_cut_off_again_and_again(tmp_path_factory, cuts, every_steps):
@@ -171,6 +299,7 @@ chances = {   # runs that draw from one generator or another
     'all of that in phases': lambda path, *cbs: tuned('tiny', 'gradual', 3, *cbs, MixUp(), augment=aug_transforms()),
     'pictures in files': of_files}
 
+@training
 @pytest.mark.parametrize('name', chances)
 def test_chance_is_the_same(name, tmp_path):
     train, rng = partial(chances[name], tmp_path), random.Random(name)
@@ -179,23 +308,15 @@ def test_chance_is_the_same(name, tmp_path):
     cuts = [Cut(rng.randint(n_events // 4, n_events), order=rng.choice([-200, 200])) for _ in range(3)]
     assert differing(end(again_and_again(train, tmp_path/'run', cuts, rng.randint(1, 3))), whole) == []
 
+@training
 def test_steps_of_several_batches(tmp_path):
     "fastai's GradientAccumulation: gradients of the batches before are part of a run too"
     def train(*cbs): return pretrained(*cbs, GradientAccumulation(32))
     whole, _ = uncut(train)
     for n in (2, 5, 8): assert differing(end(again_and_again(train, tmp_path/f'{n}', [Cut('after_batch', n)], 1)), whole) == [], n
 
-SCRIPT = '''
-import os, random, signal, sys
-from fastai.callback.core import Callback
-from nbtransfer import pretraining
-from nbtransfer.finetuning import fine_tune, transfer_learner
-from nbtransfer.networks import resnet9
-from nbtransfer.pretraining import Checkpoint, Quiet, set_seed
-from nbtransfer.tasks import digits
-from nbtransfer.weights import digest
-
 class Kill(Callback):
+    "End the process as the system does, after a training step"
     order = 200
     def __init__(self, step): self.left = step
     def after_batch(self):
@@ -204,47 +325,59 @@ class Kill(Callback):
         if self.left == 0: os.kill(os.getpid(), signal.SIGKILL)
 
 def kill_while_writing(n, sync=os.fsync):
+    "End the process at the `n`th file that is being written"
     calls = iter(range(n))
-    def fsync(f):
+    def fsync(file):
         if next(calls, None) is None: os.kill(os.getpid(), signal.SIGKILL)
-        sync(f)
+        sync(file)
     os.fsync = fsync
 
-def run(path, *cbs):
-    set_seed(0)
-    source = resnet9(26, width=2)
-    learn = transfer_learner(digits().subset(5), source, bs=16, cbs=[Quiet(), Checkpoint(path, every_steps=2, resume=True), *cbs])
-    fine_tune(learn, 10, schedule='gradual')
-    return digest(learn.model.state_dict())
-
-digits(), run('warm')
-rng = random.Random(0)
-for i in range(6):
+def in_a_process(action, log):
+    "Run `action` in a process forked from this one, which has all imports and data; return how it ended and what it printed"
     if pid := os.fork():
         status = os.waitpid(pid, 0)[1]
-        if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGKILL: sys.exit(f'{i} ended with {status}')
-        print('killed', i, os.path.exists('run'))
-    else:
-        if i % 2: kill_while_writing(rng.randint(1, 2))
-        run('run', *([] if i % 2 else [Kill(rng.randint(1, 4))]))
+        return status, log.read_text()
+    try:
+        torch.set_num_threads(1)   # threads do not survive a fork
+        with open(log, 'w', buffering=1) as file, redirect_stdout(file): action()
         os._exit(0)
-print(run('run'), run('whole'))
-'''
+    finally: os._exit(1)
 
+@pytest.mark.process
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='no fork on this system')
 def test_killed_processes(tmp_path):
     "Processes that the system kills, at a step or while they write, and the last one that runs to the end"
-    (tmp_path/'script.py').write_text(SCRIPT)
-    printed = run_ok(['python', '-W', 'ignore', 'script.py'], tmp_path, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1',
-        PYTHONUNBUFFERED='1').splitlines()
-    resumed, whole = printed[-1].split()
-    assert resumed == whole and sum('killed' in line for line in printed) == 6
-    assert sum('goes on from run' in line for line in printed) >= 4, printed
+    path, rng, killed, printed = tmp_path/'run', random.Random(0), 0, []
+    def run(path, *cbs):
+        learn = tuned('tiny', 'gradual', 10, Checkpoint(path, every_steps=2, resume=True), *cbs)
+        print(digest(learn.model.state_dict()))
+    def run_and_die(i, n):
+        set_seed(1000 + i)
+        if i % 2:
+            kill_while_writing(n)
+            run(path)
+        else: run(path, Kill(n))
+    source('tiny')
+    for i in range(6):
+        n = rng.randint(1, 2) if i % 2 else rng.randint(1, 4)
+        status, said = in_a_process(partial(run_and_die, i, n), tmp_path/f'{i}.log')
+        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, said
+        killed += 1
+        printed.append(said)
+    ends = []
+    for name in ('run', 'whole'):
+        status, said = in_a_process(partial(run, tmp_path/name), tmp_path/f'{name}.log')
+        assert status == 0, said
+        printed.append(said)
+        ends.append(said.split()[-1])
+    assert ends[0] == ends[1] and killed == 6
+    assert sum('goes on from' in said for said in printed) >= 4, printed
 
 # What was recorded goes on too
 
 def tables_equal(a, b): return a.inspector.table().equals(b.inspector.table())
 
+@training
 @pytest.mark.parametrize('moment', ['last step of an epoch', 'end of a fit', 'first step of the next fit', 'between its epochs',
     'end of all'])
 def test_inspector_goes_on(moment, tmp_path):
@@ -278,6 +411,7 @@ def weights_are(learn, state): return all(torch.equal(t, state[n]) for n, t in l
 
 bumpy = [.1, .5, .3, .2, .6, .6, .5, .4]   # best at 4; patience of 3 ends at 7, of 2 at 3
 
+@training
 @pytest.mark.parametrize('n_cuts', [1, 3])
 def test_early_stop_decides_the_same(n_cuts, tmp_path):
     train, rng = partial(stopping, values=bumpy, patience=3), random.Random(n_cuts)
@@ -287,6 +421,7 @@ def test_early_stop_decides_the_same(n_cuts, tmp_path):
         resumed = again_and_again(train, tmp_path/f'{i}', cuts, 2)
         assert differing(end(resumed), whole) == [] and len(resumed.recorder.values) == 8
 
+@training
 def test_early_stop_decides_the_same_on_loss(tmp_path):
     def train(*cbs):
         learn = own_learner(*cbs, EarlyStop(patience=1))
@@ -297,6 +432,7 @@ def test_early_stop_decides_the_same_on_loss(tmp_path):
     resumed = again_and_again(train, tmp_path/'run', [Cut(n_events * 2 // 3), Cut(n_events // 3)], 1)
     assert differing(end(resumed), whole) == []
 
+@training
 @pytest.mark.parametrize('event, n', [('after_batch', 9), ('after_fit', 0), ('after_batch', 13)])
 def test_phases_that_stopped_early(event, n, tmp_path):
     "Both phases stop before their last epoch, and neither is trained any further"
@@ -358,6 +494,7 @@ def several_fits(path, *cbs, quiet=True):
     learn.validate()
     return learn
 
+@training
 @bars
 def test_what_stands_between_fits_is_no_fit(quiet, tmp_path):
     train = partial(several_fits, tmp_path, quiet=quiet)
@@ -369,6 +506,7 @@ def test_what_stands_between_fits_is_no_fit(quiet, tmp_path):
         assert cut.left == -1 and differing(end(resumed), whole) == [], moment
         assert len(resumed.checkpoint.runs) == 3
 
+@training
 @bars
 def test_finished_run_is_loaded(quiet, tmp_path):
     counts = [CountSteps() for _ in range(3)]
@@ -376,6 +514,7 @@ def test_finished_run_is_loaded(quiet, tmp_path):
     assert differing(ends[0], ends[1]) == differing(ends[0], ends[2]) == []
     assert counts[0].n > counts[1].n == counts[2].n == 6   # of `lr_find`, which is no fit
 
+@training
 @bars
 def test_finished_phases_are_loaded(quiet, tmp_path):
     counts, ends = [CountSteps() for _ in range(2)], []
@@ -391,6 +530,7 @@ def test_finished_phases_are_loaded(quiet, tmp_path):
 
 def names(path): return sorted(o.name for o in path.iterdir())
 
+@training
 @pytest.mark.parametrize('fault', ['packing', 'half written', 'not synced', 'not renamed'])
 def test_crash_while_writing_leaves_the_former_file(fault, tmp_path, monkeypatch):
     path, train = tmp_path/'run', partial(tuned, 'tiny', 'head first', 3)
@@ -429,10 +569,17 @@ def test_nothing_but_tensors_and_json_is_in_it(tmp_path):
     assert b'PK\x03\x04' not in data[:8 + n_head] and not data.startswith(b'\x80')
     with pytest.raises(Exception): torch.load(BytesIO(data), weights_only=False)
 
+@pytest.fixture(scope='module')
+def cut_off_bytes(tmp_path_factory):
+    "Of a run that was cut off in its second phase"
+    path = tmp_path_factory.mktemp('cut off')/'run'
+    with pytest.raises(KeyboardInterrupt): tuned('tiny', 'head first', 3, Checkpoint(path, 1), Cut('after_batch', 4))
+    return path.read_bytes()
+
 @pytest.fixture
-def cut_off(tmp_path):
-    "A file of a run that was cut off in its second phase"
-    with pytest.raises(KeyboardInterrupt): tuned('tiny', 'head first', 3, Checkpoint(tmp_path/'run', 1), Cut('after_batch', 4))
+def cut_off(cut_off_bytes, tmp_path):
+    "A file of that run"
+    (tmp_path/'run').write_bytes(cut_off_bytes)
     return tmp_path/'run'
 
 def test_existing_file_is_refused(cut_off):
@@ -440,9 +587,10 @@ def test_existing_file_is_refused(cut_off):
     cut_off.write_bytes(b'')
     with saying('a file that is not there yet', error=RuntimeError): Checkpoint(cut_off)
 
-@pytest.mark.parametrize('every', [dict(every_steps=0), dict(every_steps=-1), dict(every_min=0)])
-def test_never_writing_is_refused(every, tmp_path):
-    with saying('1 or more steps'): Checkpoint(tmp_path/'run', **every)
+@pytest.mark.parametrize('every, words', [(dict(every_steps=0), 'every_steps must be at least 1 (got 0)'),
+    (dict(every_steps=-1), 'every_steps must be at least 1 (got -1)'), (dict(every_min=0), 'every_min must be above 0 (got 0)')])
+def test_never_writing_is_refused(every, words, tmp_path):
+    with saying(f'Checkpoint: {words}'): Checkpoint(tmp_path/'run', **every)
 
 def refused(path, data):
     path.write_bytes(data)
@@ -515,6 +663,7 @@ def tensors(path): return bits(dict(sorted(load(path.read_bytes()).items())))
 
 poisons = [('pictures', name) for name in ('article_cnn', 'resnet9', 'convnext', 'vit')]
 
+@training
 @pytest.mark.parametrize('what, name', [*poisons, ('weights', 'vit'), ('weights after a step', 'resnet9')])
 def test_nan_stops_and_what_was_good_goes_on(what, name, tmp_path):
     path, train = tmp_path/'run', partial(tuned, name, 'head first', 3)
@@ -536,6 +685,7 @@ def bare(model, *cbs, opt_func=Adam, task=few, **kwargs):
     return Learner(task.dls(16), model(), loss_func=CrossEntropyLossFlat(), metrics=accuracy, opt_func=opt_func,
         cbs=[Quiet(), *cbs], **kwargs)
 
+@training
 @pytest.mark.parametrize('what', ['pictures', 'weights', 'weights after a step'])
 def test_bad_weights_are_never_written(what, tmp_path):
     "Nothing stops this run; the file stays that of the last good step"
@@ -589,6 +739,7 @@ def test_early_stop_on_test_is_refused(kind, tmp_path):
 
 # Minutes, other learners, other layouts
 
+@training
 def test_written_by_the_minute(tmp_path, monkeypatch):
     "A step takes a minute, by the clock that is put in"
     now, steps = [0.], []
@@ -618,6 +769,7 @@ of_torch = partial(partial, OptimWrapper)
 optimisers = dict(Adam=Adam, SGD=partial(SGD, mom=.9), ranger=ranger, torch_SGD=of_torch(opt=torch.optim.SGD, momentum=.9),
     torch_AdamW=of_torch(opt=torch.optim.AdamW), torch_NAdam=of_torch(opt=torch.optim.NAdam))
 
+@training
 @pytest.mark.parametrize('name', optimisers)
 def test_plain_learners_and_optimisers(name, tmp_path):
     def train(*cbs):
@@ -629,6 +781,7 @@ def test_plain_learners_and_optimisers(name, tmp_path):
     cuts = [Cut('after_batch', rng.randint(2, 6)), *(Cut(rng.randint(n_events // 2, n_events)) for _ in range(2))]
     assert differing(end(again_and_again(train, tmp_path/'run', cuts, rng.randint(1, 2))), whole) == []
 
+@training
 def test_checkpoint_without_metrics_or_validation(tmp_path):
     def train(*cbs): return pretrained(*cbs, SkipValid())
     whole, _ = uncut(train)
@@ -654,6 +807,7 @@ def odd_layout():
 layouts = dict(article_cnn=partial(article_cnn, 10), resnet9=partial(resnet9, 10, width=4),
     convnext=lambda: create_network('timm/convnext_atto', 10, **archs['convnext'][1]), odd=odd_layout)
 
+@training
 @pytest.mark.parametrize('name, channels_last', [*((o, True) for o in layouts), ('resnet9', False)])
 def test_averages_lie_as_their_parameters_do(name, channels_last, tmp_path):
     def train(*cbs):

@@ -1,0 +1,84 @@
+"Networks: names that nothing has, parts that are shared or wrapped, and what a count leaves behind"
+import pytest, torch
+from torch import nn
+from helpers import saying
+from nbtransfer.networks import (body_and_head, count_flops, count_params, create_network, evaluating, flops_by_layer, picture_shape,
+    resnet9, stages, tensors_of, unwrapped)
+
+@pytest.mark.parametrize('call, parts', [
+    (lambda: create_network('resnet99', 10), ("'resnet99'", 'resnet9')),
+    (lambda: create_network('timm/resnet9', 10), ("'timm/resnet9'",)),
+    (lambda: create_network('keras/resnet50', 10), ("'keras/resnet50'",)),
+    (lambda: create_network('torchvision/squeezenet1_1', 10), ('linear classifier', 'torchvision/squeezenet1_1 has none')),
+    (lambda: create_network('resnet9', 0), ('n_classes must be at least 1 (got 0)',))])
+def test_unknown_network(call, parts):
+    with saying('create_network: ', *parts): call()
+
+def test_network_without_parts():
+    with saying('body_and_head: ', 'got Linear with []'): body_and_head(nn.Linear(2, 2))
+    with saying('got Sequential', "['0', '1', '2']"): stages(nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(2, 2)))
+
+@pytest.mark.parametrize('fails', [False, True])
+def test_each_part_is_put_back_into_its_own_mode(fails):
+    "Also those that two networks share, and after an error"
+    shared = nn.BatchNorm2d(3)
+    one, other = nn.Sequential(shared, nn.Dropout().eval()), nn.Sequential(shared, nn.Dropout())
+    try:
+        with evaluating(one, other):
+            assert not any(module.training for network in (one, other) for module in network.modules())
+            assert not torch.is_grad_enabled()
+            if fails: raise KeyboardInterrupt
+    except KeyboardInterrupt: assert fails
+    assert [module.training for module in (one, other, shared, one[1], other[1])] == [True, True, True, False, True]
+    assert torch.is_grad_enabled()
+
+def test_counting_leaves_no_trace():
+    model = resnet9(3, width=2)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    fast = torch.backends.mha.get_fastpath_enabled()
+    assert count_flops(model, backward=True) > 2 * count_flops(model)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(param.grad is None for param in model.parameters()) and model.training
+    assert torch.backends.mha.get_fastpath_enabled() == fast
+
+class Twice(nn.Module):
+    "A body whose second block uses the first one's layer, with a parameter and a buffer of its own"
+    def __init__(self):
+        super().__init__()
+        layer = nn.Conv2d(3, 3, 3, padding=1)
+        self.token = nn.Parameter(torch.zeros(1))
+        self.register_buffer('seen', torch.zeros(1))
+        self.one, self.two = nn.Sequential(layer, nn.ReLU()), nn.Sequential(layer, nn.BatchNorm2d(3))
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def forward(self, x): return self.pool(self.two(self.one(x)) + self.token)
+
+def test_what_is_shared_belongs_to_the_first_stage():
+    model = nn.Sequential(Twice(), nn.Linear(3, 2))
+    names = {id(param): name for name, param in model.named_parameters()}
+    held = {stage.name: [names[id(param)] for param in stage.params] for stage in stages(model)}
+    assert held == {'one': ['0.token', '0.one.0.weight', '0.one.0.bias'], 'two': ['0.two.1.weight', '0.two.1.bias'],
+        'head': ['1.weight', '1.bias']}
+    assert {'0.token', '0.seen'} <= tensors_of(model, 'one')
+    own = flops_by_layer(model, 8)
+    assert sum(own.values()) == count_flops(model, 8) and own['1'] == 2 * 3 * 2
+
+def test_tensors_by_numbers_and_words():
+    model = resnet9(3, width=2)
+    everything, n_stages = set(model.state_dict()), len(stages(model))
+    assert tensors_of(model, 0) == tensors_of(model, -n_stages) == tensors_of(model, []) == set()
+    assert tensors_of(model, n_stages) == tensors_of(model, '*') == everything
+    assert tensors_of(model, {'head', 'stem'}) == tensors_of(model, 'stem') | {'head.weight', 'head.bias'}
+    for nothing in (n_stages + 1, -n_stages - 1, 'body.no', 'no*', None):
+        with saying('tensors_of: ', f'{nothing!r} names nothing', 'stages: stem, stage1, stage2, stage3, head'): tensors_of(model, nothing)
+
+def test_wrappers_in_wrappers():
+    model = resnet9(3, width=2)
+    assert unwrapped(torch.compile(nn.DataParallel(torch.compile(model)))) is model
+    assert count_params(nn.DataParallel(model)) == count_params(model)
+
+@pytest.mark.parametrize('arch, kwargs, shape', [('resnet9', dict(n_in=1), (1, 32, 32)), ('article_cnn', {}, (3, 32, 32)),
+    ('timm/resnet18', {}, (3, 224, 224)), ('torchvision/resnet18', {}, (3, 224, 224)),
+    ('timm/vit_tiny_patch16_224', dict(img_size=(32, 64), patch_size=8), (3, 32, 64)), ('torchvision/vit_b_16', {}, (3, 224, 224))])
+def test_pictures_a_network_was_made_for(arch, kwargs, shape):
+    assert picture_shape(create_network(arch, 2, **kwargs)) == shape
