@@ -12,9 +12,11 @@ import errno, hashlib, json, math, os, shutil, time, warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 import PIL
 import torch
 from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
@@ -26,76 +28,110 @@ from fastcore.basics import chunked, patch
 from fastprogress.fastprogress import printing, progress_bar
 from PIL import ImageFile
 from torch import Tensor
-from .files import cache_folder, digest, hold_lock, read_picture, read_pictures, write_whole
+from .files import (cache_folder, digest, hold_lock, read_picture, read_pictures, seal,
+                              write_whole)
 from .loaders import batch_tfms, check_batch_size, fits, free_memory, seed_augments
 from .tasks import (SPLITS, Task, channel_stats, digits, drop_repeated, drop_twins,
                               letters, split_per_class)
 
 # %% ../nbs/03_folders.ipynb #cache-listing
-def _listing(path):
-    "Name, size and times of change of each picture file below `path`, sorted by name"
-    def walk(folder, prefix):
-        for o in os.scandir(folder):
-            name = prefix + o.name
-            if o.name.startswith('.'): continue
-            if o.is_dir(): yield from walk(o.path, f'{name}/')
-            elif os.path.splitext(name)[1].lower() in image_extensions:
-                try: stat = o.stat()
-                except OSError: yield name, -1, 0, 0   # a link to nothing: unreadable, and said so
-                else: yield name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
-    return sorted(walk(path, ''))
+class _File(NamedTuple):
+    "What a listing says of one picture file"
+    name: str       # below the folder, its parts divided by `/`
+    n_bytes: int    # -1 for a link to nothing
+    written_ns: int # time of the last change of what is in it
+    changed_ns: int # time of the last change of any kind, which cannot be set back
 
-def _content(path, names, rule):
+def _picture_file(entry, name):
+    try: stat = entry.stat()
+    except OSError: return _File(name, -1, 0, 0)   # a link to nothing: unreadable, and said so
+    return _File(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+def _walk(folder, prefix=''):
+    "Each picture file below `folder`, but for hidden ones"
+    for entry in os.scandir(folder):
+        name = prefix + entry.name
+        if entry.name.startswith('.'): continue
+        if entry.is_dir(): yield from _walk(entry.path, f'{name}/')
+        elif os.path.splitext(name)[1].lower() in image_extensions: yield _picture_file(entry, name)
+
+def _listing(path):
+    "The picture files below `path`, sorted by name"
+    return sorted(_walk(path))
+
+# %% ../nbs/03_folders.ipynb #folder-request
+@dataclass(frozen=True)
+class _Request:
+    "What `image_folder` was asked for, and the files that it found"
+    path: Path     # of the folder
+    files: list    # a `_File` for each picture file
+    name: str      # of the task
+    size_px: int   # height and width that every picture is scaled and cropped to
+    fracs: dict    # split → share of each class, where there is no folder for it
+    seed: int      # of the split
+    mirror: bool   # whether a mirror image keeps its label
+    convert: bool  # whether to convert grey, transparent and 16-bit pictures to RGB
+    skip_bad: bool # whether to leave out files that cannot be decoded
+
+    @property
+    def n_bytes(self): return len(self.files) * self.size_px**2 * 3   # of the decoded pictures
+
+# %% ../nbs/03_folders.ipynb #cache-content-decode
+def _bar(items, total):
+    return progress_bar(items, total=total, leave=False) if total > 2000 and printing() else items
+
+def _content(request, rule):
     "Hash of the names and bytes of all files, and of the rule they are decoded by"
     sha = hashlib.sha256(json.dumps(rule).encode())
-    for name in _bar(names, len(names)):
-        try: data = (path/name).read_bytes()
+    for file in _bar(request.files, len(request.files)):
+        try: data = (request.path/file.name).read_bytes()
         except OSError: data = b''
-        sha.update(f'{name}\0{len(data)}\0'.encode(errors='surrogateescape'))
+        sha.update(f'{file.name}\0{len(data)}\0'.encode(errors='surrogateescape'))
         sha.update(data)
     return sha.hexdigest()[:32]
 
-def _bar(it, total):
-    return progress_bar(it, total=total, leave=False) if total > 2000 and printing() else it
-
-# %% ../nbs/03_folders.ipynb #cache-decode
-def _decode(files, size_px, convert):
+def _decode(paths, size_px, convert):
     "Arrays, or words that say what is wrong, in order"
     # Python runs one thread at a time, and small files keep it busy: there two threads are slower
-    some = [os.path.getsize(f) for f in files[:100] if f.exists()] or [0]
-    n_bytes = sum(some) / len(some)
-    n_threads, n_part = (os.cpu_count(), 4) if n_bytes > 16_384 else (1, 256)
-    def read(part): return [read_picture(f, size_px, convert) for f in part]
+    sizes = [os.path.getsize(path) for path in paths[:100] if path.exists()]
+    are_large = bool(sizes) and sum(sizes) / len(sizes) > 16_384
+    n_threads = os.cpu_count() if are_large else 1
+    n_part = 4 if are_large else 256
+    def read(part): return [read_picture(path, size_px, convert) for path in part]
     pool = ThreadPoolExecutor(n_threads)
     try:
-        for part in pool.map(read, chunked(files, n_part)): yield from part
+        for part in pool.map(read, chunked(paths, n_part)): yield from part
     finally: pool.shutdown(cancel_futures=True)
 
-def _write_pixels(path, names, file, size_px, convert):
+# %% ../nbs/03_folders.ipynb #write-pixels
+def _write_pixels(request, file):
     "Decode all into `file`, with a note beside it of what is wrong with those left out"
-    bad, n_bytes = {}, len(names) * size_px**2 * 3
-    free = shutil.disk_usage(file.parent).free
-    if free < n_bytes: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    with write_whole(file) as f:
-        arrays = _decode([path/o for o in names], size_px, convert)
-        for name, o in zip(names, _bar(arrays, len(names))):
-            if isinstance(o, str): bad[name] = o
-            else: f.write(o.tobytes())
-        facts = dict(n=len(names) - len(bad), size_px=size_px, bad=bad)
+    if shutil.disk_usage(file.parent).free < request.n_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    names = [picture.name for picture in request.files]
+    arrays = _decode([request.path/name for name in names], request.size_px, request.convert)
+    bad = {}   # name → what is wrong
+    with write_whole(file) as pixels:
+        for name, array in zip(names, _bar(arrays, len(names))):
+            if isinstance(array, str): bad[name] = array
+            else: pixels.write(array.tobytes())
+        facts = dict(n=len(names) - len(bad), size_px=request.size_px, bad=bad)
         with write_whole(file.with_suffix('.json')) as note: note.write(json.dumps(facts).encode())
 
-# %% ../nbs/03_folders.ipynb #cache-find
+# %% ../nbs/03_folders.ipynb #open-pixels
 def _open_pixels(file):
     "Pictures, read when they are used, and what was left out; None if the file is not whole"
     try:
         facts = json.loads(file.with_suffix('.json').read_text())
-        n, size_px, bad = facts['n'], facts['size_px'], facts['bad']
-        shape = n, size_px, size_px, 3
-        if file.stat().st_size != math.prod(shape): return None
-        if n == 0: return torch.zeros(shape, dtype=torch.uint8), bad
-        return torch.from_file(str(file), size=math.prod(shape), dtype=torch.uint8).view(shape), bad
+        bad = facts['bad']
+        shape = facts['n'], facts['size_px'], facts['size_px'], 3
+        n_bytes = math.prod(shape)
+        if file.stat().st_size != n_bytes: return None
+        if n_bytes == 0: return torch.zeros(shape, dtype=torch.uint8), bad
+        return torch.from_file(str(file), size=n_bytes, dtype=torch.uint8).view(shape), bad
     except (OSError, RuntimeError, ValueError, KeyError, TypeError): return None
 
+# %% ../nbs/03_folders.ipynb #locked
 _WAITING = 'image_folder: waits for another process that is decoding pictures'
 
 @contextmanager
@@ -104,52 +140,118 @@ def _locked(cache, n_bytes):
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with hold_lock(cache/'lock', _WAITING): yield
-    except OSError as e:
+    except OSError as error:
         raise OSError(f'image_folder: {n_bytes / 2**20:,.1f} MiB of decoded pictures have to be '
-                      f'written in {cache}, which failed ({e}): make room there, or set '
-                      'NBTRANSFER_CACHE to another folder') from e
+                      f'written in {cache}, which failed ({error}): make room there, or set '
+                      'NBTRANSFER_CACHE to another folder') from error
 
-# %% ../nbs/03_folders.ipynb #cache-sweep
-def _record(file):
-    "What is known of a folder: where it is, its listing, its content; nothing if that is damaged"
-    try: return {k: str(json.loads(file.read_text())[k]) for k in ('folder', 'listing', 'key')}
-    except (OSError, ValueError, KeyError, TypeError): return dict(folder='', listing='', key='')
+# %% ../nbs/03_folders.ipynb #cache-record-sweep
+@dataclass(frozen=True)
+class _Record:
+    "What is known of a folder that was read; nothing, if that is damaged"
+    folder: str = ''  # where it is
+    key: str = ''     # hash of its content
+    listing: str = '' # hash of its listing; empty if that cannot be trusted
+
+def _read_record(file):
+    try:
+        known = json.loads(file.read_text())
+        return _Record(str(known['folder']), str(known['key']), str(known['listing']))
+    except (OSError, ValueError, KeyError, TypeError): return _Record()
 
 def _sweep(cache, days=30):
     "Delete pixels that no folder leads to, or one that is gone for long; and what was cut off"
-    stem, keys = '[0-9a-f]' * 32, set()
-    for f in (cache/'folders').glob('*.json'):
-        known, age_s = _record(f), time.time() - f.stat().st_mtime
-        if os.path.isdir(known['folder']) or known['key'] and age_s < days * 86_400:
-            keys.add(known['key'])
-        else: f.unlink()
-    unused = [f for f in cache.glob(f'{stem}.*') if f.stem not in keys]
-    for f in [*unused, *cache.glob(f'.{stem}.*'), *cache.glob(f'folders/.{stem}.*')]:
-        with suppress(OSError): f.unlink()   # Windows keeps what is still mapped
+    keys = set()
+    for file in (cache/'folders').glob('*.json'):
+        record = _read_record(file)
+        is_recent = time.time() - file.stat().st_mtime < days * 86_400
+        if os.path.isdir(record.folder) or (record.key and is_recent): keys.add(record.key)
+        else: file.unlink()
+    stem = '[0-9a-f]' * 32
+    unused = [file for file in cache.glob(f'{stem}.*') if file.stem not in keys]
+    cut_off = [*cache.glob(f'.{stem}.*'), *cache.glob(f'folders/.{stem}.*')]
+    for file in unused + cut_off:
+        with suppress(OSError): file.unlink()   # Windows keeps what is still mapped
 
-# %% ../nbs/03_folders.ipynb #cache-decoded
-def _decoded(path, rows, size_px, convert, cache):
-    "Pictures of a listing and the names left out, from the cache if they are there"
-    now, cache, names = time.time_ns(), Path(cache or cache_folder()), [r[0] for r in rows]
-    rule = [1, size_px, convert, PIL.__version__, ImageFile.LOAD_TRUNCATED_IMAGES]
-    folder = str(path.resolve())
-    listing = hashlib.sha256(json.dumps([rule, rows]).encode()).hexdigest()
-    place = hashlib.sha256(json.dumps([folder, size_px, convert]).encode()).hexdigest()[:32]
-    record = cache/'folders'/f'{place}.json'
-    known = _record(record)
-    if known['listing'] == listing and (found := _open_pixels(cache/f'{known["key"]}.u8')):
-        return found
-    key, newest = _content(path, names, rule), max(max(r[2:]) for r in rows)
-    with _locked(cache, len(names) * size_px**2 * 3):
+# %% ../nbs/03_folders.ipynb #decoded
+def _decoded(request, cache):
+    "Pictures of a folder and what is wrong with others, from the cache if they are there"
+    now = time.time_ns()
+    cache = Path(cache or cache_folder())
+    size_px = request.size_px
+    rule = [1, size_px, request.convert, PIL.__version__, ImageFile.LOAD_TRUNCATED_IMAGES]
+    folder = str(request.path.resolve())
+    record_file = cache/'folders'/f'{seal([folder, size_px, request.convert])[:32]}.json'
+    known = _read_record(record_file)
+    listing = seal([rule, request.files])
+    if known.listing == listing:
+        found = _open_pixels(cache/f'{known.key}.u8')
+        if found: return found
+    key = _content(request, rule)
+    with _locked(cache, request.n_bytes):
         file = cache/f'{key}.u8'
-        if not _open_pixels(file): _write_pixels(path, names, file, size_px, convert)
+        if not _open_pixels(file): _write_pixels(request, file)
         found = _open_pixels(file)
         # a file changed twice within a tick of the clock may keep its times: do not trust them yet
+        newest = max(max(file.written_ns, file.changed_ns) for file in request.files)
         if 0 <= now - newest < 2e9: listing = ''
-        known = dict(folder=folder, key=key, listing=listing)
-        with write_whole(record) as f: f.write(json.dumps(known).encode())
+        record = _Record(folder, key, listing)
+        with write_whole(record_file) as note: note.write(json.dumps(asdict(record)).encode())
         _sweep(cache)
     return found
+
+# %% ../nbs/03_folders.ipynb #readable-names
+def _readable_names(request, bad):
+    "Names of what could be read; raise, naming files, for what could not"
+    names_of = {}   # what is wrong → names
+    for name, kind in bad.items(): names_of.setdefault(kind, []).append(name)
+    n = len(request.files)
+    for kind, names in sorted(names_of.items()):
+        some = ', '.join(names[:3]) + (', …' if len(names) > 3 else '')
+        if kind != 'unreadable':
+            raise ValueError(f'image_folder: 8-bit RGB pictures are needed; {len(names)} of {n} '
+                             f'are {kind}: {some}; convert them, or pass convert=True')
+        if not request.skip_bad:
+            raise ValueError(f'image_folder: {len(names)} of {n} files cannot be decoded: {some}; '
+                             'remove them, or pass skip_bad=True')
+        warnings.warn(f'image_folder: left out {len(names)} of {n} files that cannot be decoded: '
+                      f'{some}')
+    if len(bad) == n: raise ValueError(f'image_folder: none of {n} files can be decoded')
+    return [file.name for file in request.files if file.name not in bad]
+
+# %% ../nbs/03_folders.ipynb #labels-and-splits
+_SPLIT_FOLDERS = dict(train='train', valid='valid', val='valid', validation='valid', test='test')
+
+def _given_splits(path, names):
+    "Picture numbers of each split by its folder; where there is no train folder, all are `train`"
+    splits = ['train'] * len(names)
+    if (path/'train').is_dir():
+        tops = [name.split('/')[0] for name in names]
+        others = sorted(set(tops) - set(_SPLIT_FOLDERS))
+        if others:
+            raise ValueError('image_folder: beside a train folder, pictures are sought in valid '
+                             f'and test only; {path.name} has {others[:5]}: move them')
+        splits = [_SPLIT_FOLDERS[top] for top in tops]
+    given = {split: [] for split in SPLITS}
+    for i, split in enumerate(splits): given[split].append(i)
+    return {split: torch.tensor(numbers).long() for split, numbers in given.items()}
+
+def _labels_and_splits(request, names):
+    "Class numbers, class names, and splits by folder where there are such; the rest is cut"
+    path = request.path
+    folders = [f'{path.name}/{name}'.split('/')[-2] for name in names]
+    vocab = sorted(set(folders))
+    numbers = {name: i for i, name in enumerate(vocab)}
+    labels = torch.tensor([numbers[folder] for folder in folders])
+    given = _given_splits(path, names)
+    missing = {split: frac for split, frac in request.fracs.items() if not len(given[split])}
+    n_each = labels[given['train']].bincount(minlength=len(vocab)).tolist()
+    small = [name for name, n in zip(vocab, n_each) if 0 < n <= len(missing)]
+    if small:
+        raise ValueError(f'image_folder: {len(missing)+1} or more training pictures a class are '
+                         f'needed to cut {" and ".join(missing)} from; too few of {small[:5]}')
+    cut = split_per_class(labels, missing, request.seed, given['train'])
+    return labels, vocab, {**given, **cut}
 
 # %% ../nbs/03_folders.ipynb #file-task
 class FileTask(Task):
@@ -159,14 +261,19 @@ class FileTask(Task):
         files:list,    # paths; the name of a file's folder is its class
         labels:Tensor, # `(n,)` int64 class numbers, `0..len(vocab)-1`
         vocab:list,    # name of each class
+        *,
         splits:dict,   # `train`, `valid`, `test` → int64 file numbers
         size_px:int,   # height and width that every picture is scaled and cropped to
         mirror:bool=False, # whether a mirror image keeps its label
     ):
         "Check and keep; raises `ValueError` naming the rule that is broken"
-        self.name, self.files, self.labels, self.vocab = name, files, labels, list(vocab)
-        self.splits = {s: torch.as_tensor(splits[s], dtype=torch.int64) for s in SPLITS}
-        self._size_px, self.mirror = size_px, mirror
+        self.name = name
+        self.files = files
+        self.labels = labels
+        self.vocab = list(vocab)
+        self.splits = {split: torch.as_tensor(splits[split]).long() for split in SPLITS}
+        self._size_px = size_px
+        self.mirror = mirror
         self.check()
 
     def check(self):
@@ -181,8 +288,8 @@ class FileTask(Task):
 
     def fingerprint(self)->str: # 64 hexadecimal digits
         "Hash names and sizes of the files, labels, classes and splits with sha256"
-        files = [(f.parent.name, f.name, f.stat().st_size) for f in self.files]
-        facts = digest(dict(self.splits, labels=self.labels)), self.vocab, files
+        files = [(file.parent.name, file.name, file.stat().st_size) for file in self.files]
+        facts = [digest(dict(self.splits, labels=self.labels)), self.vocab, files]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     @property
@@ -194,8 +301,9 @@ class FileTask(Task):
     def stats(self)->tuple: # mean and standard deviation, each a list of 3 floats in [0, 1]
         "Mean and standard deviation of each channel over 1,000 pictures of `train`, evenly spaced"
         idxs = self.splits['train']
-        some = idxs[torch.linspace(0, len(idxs) - 1, min(1000, len(idxs))).long()]
-        return channel_stats([read_pictures([self.files[i] for i in some], self.size_px)])
+        spaced = torch.linspace(0, len(idxs) - 1, min(1000, len(idxs))).long()
+        paths = [self.files[i] for i in idxs[spaced]]
+        return channel_stats([read_pictures(paths, self.size_px)])
 
 # %% ../nbs/03_folders.ipynb #file-task-dls
 class _FileDL(TfmdDL):
@@ -207,12 +315,15 @@ class _FileDL(TfmdDL):
 def _open_picture(path, size_px):
     return PILImage.create(read_pictures([path], size_px)[0].numpy())
 
+def _given(splits, items): return splits
+
 @patch
 def dls(self:FileTask,
     bs:int=128,        # pictures in a batch; at most the training split
     augment:bool=True, # the article's augmentation; or a list or `Pipeline` of batch transforms
     stats:tuple=None,  # mean and standard deviation, lists of 3 floats; the task's own if None
     seed:int=0,        # of the shuffling and of `BatchAugment`s
+    *,
     device=None,       # a torch device; fastai's `default_device()` if None
     **kwargs,          # of `DataBlock.dataloaders`, such as `num_workers`
 )->DataLoaders:        # of `train`, `valid` and `test`
@@ -221,24 +332,72 @@ def dls(self:FileTask,
     Raises `ValueError` if `bs` is not positive. For several processes, `learn.distrib_ctx` is
     needed to give each its share."""
     check_batch_size(bs, len(self.splits['train']))
-    splits = [self.splits[s].tolist() for s in SPLITS]
-    block = DataBlock(
-        (TransformBlock(partial(_open_picture, size_px=self.size_px)),
-         CategoryBlock(self.vocab, sort=False)),
-        get_y=parent_label, splitter=partial(_given, splits), item_tfms=ToTensor(),
-        batch_tfms=batch_tfms(self, augment, stats), dl_type=_FileDL)
+    splits = [self.splits[split].tolist() for split in SPLITS]
+    pictures = TransformBlock(partial(_open_picture, size_px=self.size_px))
+    block = DataBlock((pictures, CategoryBlock(self.vocab, sort=False)), get_y=parent_label,
+                      splitter=partial(_given, splits), item_tfms=ToTensor(),
+                      batch_tfms=batch_tfms(self, augment, stats), dl_type=_FileDL)
     dls = block.dataloaders(self.files, bs=min(bs, len(splits[0])), device=device, **kwargs)
-    dls.train.rng, dls.task = Random(seed), self
+    dls.train.rng = Random(seed)
+    dls.task = self
     return dls
 
-def _given(splits, items): return splits
+# %% ../nbs/03_folders.ipynb #memory-task-file-task
+def _warn_twins(path, splits, kept):
+    n = sum(len(splits[split]) - len(kept[split]) for split in SPLITS)
+    if n > 0:
+        warnings.warn(f'image_folder: left out {n} pictures of {path.name} that also stand, pixel '
+                      'for pixel, in another split')
+
+def _memory_task(request, cache=None):
+    "A task of decoded pictures"
+    images, bad = _decoded(request, cache)
+    names = _readable_names(request, bad)
+    labels, vocab, splits = _labels_and_splits(request, names)
+    kept = drop_twins(images, splits)
+    _warn_twins(request.path, splits, kept)
+    return Task(request.name, images, labels, vocab, splits=kept, mirror=request.mirror)
+
+def _file_keys(request, names):
+    "What stands for the content of each file: its bytes' hash, or its name if none has its size"
+    size_of = {file.name: file.n_bytes for file in request.files}
+    n_of_size = Counter(size_of.values())
+    keys = []
+    for name in names:
+        if n_of_size[size_of[name]] == 1: keys.append(name)
+        else: keys.append(hashlib.sha256((request.path/name).read_bytes()).digest())
+    return keys
+
+def _file_task(request):
+    "A task of pictures that stay in their files"
+    path = request.path
+    bad = {}
+    for file in _bar(request.files, len(request.files)):
+        kind = read_picture(path/file.name, None, request.convert)
+        if kind: bad[file.name] = kind
+    names = _readable_names(request, bad)
+    labels, vocab, splits = _labels_and_splits(request, names)
+    kept = drop_repeated(splits, _file_keys(request, names))
+    _warn_twins(path, splits, kept)
+    return FileTask(request.name, [path/name for name in names], labels, vocab, splits=kept,
+                    size_px=request.size_px, mirror=request.mirror)
 
 # %% ../nbs/03_folders.ipynb #image-folder
+def _is_held(n_bytes, in_memory):
+    "Whether to hold the pixels in memory: as asked, else if they fit, with a warning if not"
+    if in_memory is not None: return in_memory
+    if fits(n_bytes): return True
+    warnings.warn(f'image_folder: the pictures would take {n_bytes / 2**30:,.2f} GiB, over half of '
+                  f'the {free_memory() / 2**30:,.2f} available; they stay in their files and are '
+                  'decoded for every batch. A smaller size_px, or in_memory=True, changes that')
+    return False
+
 def image_folder(
     path:Path,          # of class folders, or of `train`, `valid`/`val`, `test` folders of them
     size_px:int=32,     # height and width in pixels that every picture is scaled and cropped to
     name:str=None,      # of the task; the folder's if None
     valid_frac:float=.1,# share of each class to validate on, where there is no `valid` folder
+    *,
     test_frac:float=.2, # share of each class to test on, where there is no `test` folder
     seed:int=0,         # of the split
     mirror:bool=True,   # whether a mirror image keeps its label
@@ -255,113 +414,36 @@ def image_folder(
     path = Path(path)
     if size_px < 1: raise ValueError(f'image_folder: size_px must be 1 or more; got {size_px}')
     if not path.is_dir(): raise ValueError(f'image_folder: a folder is needed; none at {path}')
-    rows, name = _listing(path), name or path.resolve().name
-    if not rows:
+    files = _listing(path)
+    if not files:
         raise ValueError(f'image_folder: no picture files in {path}; put them in one folder a '
                          f'class, as in {path.name}/dog/1.jpg')
-    fracs = dict(test=test_frac, valid=valid_frac)
-    if _hold(len(rows) * size_px**2 * 3, in_memory):
-        images, bad = _decoded(path, rows, size_px, convert, cache)
-        return _memory_task(path, rows, images, bad, name, mirror, skip_bad, fracs, seed)
-    return _file_task(path, rows, size_px, name, mirror, convert, skip_bad, fracs, seed)
+    request = _Request(path, files, name or path.resolve().name, size_px, seed=seed,
+                       fracs=dict(test=test_frac, valid=valid_frac), mirror=mirror,
+                       convert=convert, skip_bad=skip_bad)
+    if _is_held(request.n_bytes, in_memory): return _memory_task(request, cache)
+    return _file_task(request)
 
-# %% ../nbs/03_folders.ipynb #folder-kinds
-def _hold(n_bytes, in_memory):
-    if in_memory is not None: return in_memory
-    if fits(n_bytes): return True
-    warnings.warn(f'image_folder: the pictures would take {n_bytes / 2**30:,.2f} GiB, over half of '
-                  f'the {free_memory() / 2**30:,.2f} available; they stay in their files and are '
-                  'decoded for every batch. A smaller size_px, or in_memory=True, changes that')
-    return False
-
-def _memory_task(path, rows, images, bad, name, mirror, skip_bad, fracs, seed):
-    names = _report(path, rows, bad, skip_bad)
-    labels, vocab, splits = _labels_and_splits(path, names, fracs, seed)
-    kept = drop_twins(images, splits)
-    _warn_twins(path, splits, kept)
-    return Task(name, images, labels, vocab, kept, mirror)
-
-def _file_task(path, rows, size_px, name, mirror, convert, skip_bad, fracs, seed):
-    heads = {r[0]: read_picture(path/r[0], None, convert) for r in _bar(rows, len(rows))}
-    names = _report(path, rows, {n: kind for n, kind in heads.items() if kind}, skip_bad)
-    labels, vocab, splits = _labels_and_splits(path, names, fracs, seed)
-    n_of_size = Counter(r[1] for r in rows)
-    sizes = {r[0]: r[1] for r in rows}
-    def key(n):   # only files of the same size can be the same
-        if n_of_size[sizes[n]] == 1: return n
-        return hashlib.sha256((path/n).read_bytes()).digest()
-    kept = drop_repeated(splits, [key(n) for n in names])
-    _warn_twins(path, splits, kept)
-    return FileTask(name, [path/n for n in names], labels, vocab, kept, size_px, mirror)
-
-def _warn_twins(path, splits, kept):
-    if n := sum(len(splits[s]) - len(kept[s]) for s in splits):
-        warnings.warn(f'image_folder: left out {n} pictures of {path.name} that also stand, pixel '
-                      'for pixel, in another split')
-
-# %% ../nbs/03_folders.ipynb #folder-helpers
-def _report(path, rows, bad, skip_bad):
-    "Names of what could be read; raise, naming files, for what could not"
-    kinds = {}
-    for name, kind in bad.items(): kinds.setdefault(kind, []).append(name)
-    for kind, names in sorted(kinds.items()):
-        some = ', '.join(names[:3]) + (', …' if len(names) > 3 else '')
-        share = f'{len(names)} of {len(rows)}'
-        if kind != 'unreadable':
-            raise ValueError(f'image_folder: 8-bit RGB pictures are needed; {share} are {kind}: '
-                             f'{some}; convert them, or pass convert=True')
-        if not skip_bad:
-            raise ValueError(f'image_folder: {share} files cannot be decoded: {some}; remove '
-                             'them, or pass skip_bad=True')
-        warnings.warn(f'image_folder: left out {share} files that cannot be decoded: {some}')
-    if len(bad) == len(rows):
-        raise ValueError(f'image_folder: none of {len(rows)} files can be decoded')
-    return [r[0] for r in rows if r[0] not in bad]
-
-# %% ../nbs/03_folders.ipynb #folder-splits
-def _labels_and_splits(path, names, fracs, seed):
-    "Class numbers, class names, and splits by folder where there are such; the rest is cut"
-    classes = [f'{path.name}/{n}'.split('/')[-2] for n in names]
-    vocab = sorted(set(classes))
-    number = {c: i for i, c in enumerate(vocab)}
-    labels = torch.tensor([number[c] for c in classes])
-    place = dict(train='train', valid='valid', val='valid', validation='valid', test='test')
-    where = ['train'] * len(names)
-    if (path/'train').is_dir():
-        tops = [n.split('/')[0] for n in names]
-        other = sorted({o for o in tops if o not in place})
-        if other:
-            raise ValueError('image_folder: beside a train folder, pictures are sought in valid '
-                             f'and test only; {path.name} has {other[:5]}: move them')
-        where = [place[o] for o in tops]
-    found = {s: torch.tensor([i for i, o in enumerate(where) if o == s]).long() for s in SPLITS}
-    missing = {s: frac for s, frac in fracs.items() if not len(found[s])}
-    n = labels[found['train']].bincount(minlength=len(vocab)).tolist()
-    small = [name for name, o in zip(vocab, n) if 0 < o <= len(missing)]
-    if small:
-        raise ValueError(f'image_folder: {len(missing)+1} or more training pictures a class are '
-                         f'needed to cut {" and ".join(missing)} from; too few of {small[:5]}')
-    return labels, vocab, {**found, **split_per_class(labels, missing, seed, found['train'])}
-
-# %% ../nbs/03_folders.ipynb #cifar
+# %% ../nbs/03_folders.ipynb #data-missing
 class DataMissing(RuntimeError):
     "Pictures that are not there and could not be fetched, or are not whole"
 
 def _cifar(name, url, seed):
     try: path = untar_data(url)
-    except Exception as e:
+    except Exception as error:
         raise DataMissing(f'{name}: its pictures are needed and could not be fetched from {url} '
-                          f'({type(e).__name__}: {e}); connect to the network and call again; '
-                          'an archive that is cut short has to be deleted first') from e
-    rows = _listing(path)
-    n = Counter(r[0].split('/')[0] for r in rows)
-    if (n['train'], n['test']) != (50_000, 10_000):
+                          f'({type(error).__name__}: {error}); connect to the network and call '
+                          'again; an archive that is cut short has to be deleted first') from error
+    files = _listing(path)
+    n_in = Counter(file.name.split('/')[0] for file in files)
+    if (n_in['train'], n_in['test']) != (50_000, 10_000):
         raise DataMissing(f'{name}: 50,000 train and 10,000 test pictures are needed; {path} has '
-                          f'{n["train"]:,} and {n["test"]:,}: delete that folder and call again')
-    pixels = _decoded(path, rows, 32, False, None)
-    return _memory_task(path, rows, *pixels, name, True, False, dict(valid=.1), seed)
+                          f'{n_in["train"]:,} and {n_in["test"]:,}: delete that folder and call '
+                          'again')
+    return _memory_task(_Request(path, files, name, 32, fracs=dict(valid=.1), seed=seed,
+                                 mirror=True, convert=False, skip_bad=False))
 
-# %% ../nbs/03_folders.ipynb #cifar-tasks
+# %% ../nbs/03_folders.ipynb #cifar10-cifar100
 @lru_cache
 def cifar10(
     seed:int=0, # of the split between train and valid

@@ -116,7 +116,7 @@ def training_steps(arch, args):
 
 from_cache = '''
 import json, sys, time, psutil
-from nbtransfer.tasks import image_folder
+from nbtransfer.folders import image_folder
 memory = lambda: psutil.Process().memory_info().rss
 before, start = memory(), time.perf_counter()
 task = image_folder(sys.argv[1], name='cifar10')

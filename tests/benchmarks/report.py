@@ -5,7 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 import torch
 from nbtransfer.all import compute_settings
-from nbtransfer.tasks import write_whole
+from nbtransfer.files import write_whole
 
 RESULTS = Path(__file__).with_name('results.json')
 
