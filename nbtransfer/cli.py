@@ -14,128 +14,129 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean, stdev
 
-# %% ../nbs/26_cli.ipynb #parser
+# %% ../nbs/26_cli.ipynb #add-options
 _BUILT_IN = 'digits', 'letters', 'cifar10', 'cifar100'
 _TASKS = f'{", ".join(_BUILT_IN)}, or a folder of class folders of pictures'
 
-def _parser():
-    "The argument parser of all commands"
-    parser = argparse.ArgumentParser('nbtransfer', description='Train a network on a source task, '
-        'carry its parameters to a target task, fine-tune it there, and measure what that bought.')
-    shown = f'nbtransfer {version("nbtransfer")}'
-    parser.add_argument('--version', action='version', version=shown)
-    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    for run, help in [
-        (_demo, 'letters to digits, live: pretrain, transfer, fine-tune, compare; about a minute'),
-        (_pretrain, 'train a new network on a source task and save its weights'),
-        (_finetune, 'carry weights to a target task, fine-tune them there and save them'),
-        (_compare, 'compare training from scratch with ways of transferring'),
-        (_playground, 'try a transfer by hand: opens the playground in the browser'),
-        (_notebooks, 'copy the chapters to a folder, to open in Jupyter')]:
-        full = f'{help[0].upper()}{help[1:]}.'
-        command = commands.add_parser(run.__name__[1:], help=help, description=full)
-        command.set_defaults(run=run)
-        _add_options(command, run)
-    return parser
-
-# %% ../nbs/26_cli.ipynb #options
-def _add_options(command, run):
-    "What a command takes"
-    def add(name, default, help, metavar='N', **kwargs):
+def _add(command, name, default, help, **kwargs):
+    "Add an option with a value; its help ends in the default"
+    if default is not None:
         shown = shlex.join(map(str, default)) if isinstance(default, list) else default
-        if default is not None: help += f' (default {shown})'
-        kwargs.setdefault('type', type(default))
-        command.add_argument(name, default=default, help=help, metavar=metavar, **kwargs)
-    def flag(name, help): command.add_argument(name, action='store_true', help=help)
-    if run is _notebooks:
-        return command.add_argument('out', type=Path, metavar='DIR', help='folder to make')
-    if run is _playground:
-        add('--port', 8866, 'where on 127.0.0.1')
-        return flag('--no-browser', 'open no browser')
-    out = Path(f'nbtransfer-{run.__name__[1:]}')
-    add('--out', out, 'folder for the results', 'DIR', type=Path)
-    flag('--overwrite', 'write into a folder that has files already')
-    if run is _demo: return add('--seeds', 5, 'number of seeds')
-    weights = '' if run is _pretrain else '; or weights: a file, or a name of timm or the Hub'
-    command.add_argument('--source', required=True, help=_TASKS + weights)
-    if run is not _pretrain: command.add_argument('--target', required=True, help=_TASKS)
-    archs = 'article_cnn, resnet9, or a timm or torchvision name'
-    add('--arch', 'resnet9', f'network to pretrain: {archs}', 'NAME')
-    if run is _pretrain: _add_recipe(add)
-    _add_budget(add, run)
-    add('--size', 32, 'height and width of pictures from a folder, in pixels', 'PX')
-    flag('--convert', 'convert grey, transparent and 16-bit pictures of a folder')
-    flag('--skip-bad', 'leave out files of a folder that cannot be decoded')
-    flag('--resume', 'go on with a run in --out that was cut off' +
-         ', or add to it' * (run is _compare))
+        help = f'{help} (default {shown})'
+    kwargs = dict(type=type(default), metavar='N') | kwargs
+    command.add_argument(name, default=default, help=help, **kwargs)
 
-# %% ../nbs/26_cli.ipynb #budget-options
+def _add_flag(command, name, help): command.add_argument(name, action='store_true', help=help)
+
+def _add_options(command, name):
+    "What a command takes, by the command's name"
+    if name == 'notebooks':
+        command.add_argument('out', type=Path, metavar='DIR', help='folder to make')
+        return
+    if name == 'playground':
+        _add(command, '--port', 8866, 'where on 127.0.0.1')
+        _add_flag(command, '--no-browser', 'open no browser')
+        return
+    out = Path(f'nbtransfer-{name}')
+    _add(command, '--out', out, 'folder for the results', type=Path, metavar='DIR')
+    _add_flag(command, '--overwrite', 'write into a folder that has files already')
+    if name == 'demo':
+        _add(command, '--seeds', 5, 'number of seeds')
+        return
+    weights = '' if name == 'pretrain' else '; or weights: a file, or a name of timm or the Hub'
+    command.add_argument('--source', required=True, help=_TASKS + weights)
+    if name != 'pretrain': command.add_argument('--target', required=True, help=_TASKS)
+    archs = 'article_cnn, resnet9, or a timm or torchvision name'
+    _add(command, '--arch', 'resnet9', f'network to pretrain: {archs}', metavar='NAME')
+    if name == 'pretrain': _add_recipe(command)
+    _add_budget(command, name)
+    if name == 'compare': _add_search(command)
+    _add(command, '--size', 32, 'height and width of pictures from a folder, in pixels',
+         metavar='PX')
+    _add_flag(command, '--convert', 'convert grey, transparent and 16-bit pictures of a folder')
+    _add_flag(command, '--skip-bad', 'leave out files of a folder that cannot be decoded')
+    more = ', or add to it' if name == 'compare' else ''
+    _add_flag(command, '--resume', f'go on with a run in --out that was cut off{more}')
+
+# %% ../nbs/26_cli.ipynb #add-budget
 _AUGMENT = 'article', 'crop', 'none'
 
-def _add_recipe(add):
+def _add_recipe(command):
     "How a network is pretrained"
-    add('--width', None, 'width of a resnet9: channels of its stem (default 16)', type=int)
-    add('--lr', None, 'top of the one-cycle schedule (default: what suits the network)', 'LR',
-        type=float)
-    add('--wd', .01, 'decoupled weight decay', 'WD')
-    add('--smoothing', 0., 'label smoothing, in [0, 1)', 'SHARE')
-    add('--augment', 'article', "the article's turns, shifts and mirror images; crop: whole "
-        'pixels, mirror images and a hidden square; none', 'NAME', choices=_AUGMENT)
+    _add(command, '--width', None, 'width of a resnet9: channels of its stem (default 16)',
+         type=int)
+    _add(command, '--lr', None, 'top of the one-cycle schedule (default: what suits the network)',
+         type=float, metavar='LR')
+    _add(command, '--wd', .01, 'decoupled weight decay', metavar='WD')
+    _add(command, '--smoothing', 0., 'label smoothing, in [0, 1)', metavar='SHARE')
+    _add(command, '--augment', 'article', "the article's turns, shifts and mirror images; crop: "
+         'whole pixels, mirror images and a hidden square; none', metavar='NAME', choices=_AUGMENT)
 
-def _add_budget(add, run):
+def _add_budget(command, name):
     "How much of what is trained, and how often"
     passes = 'passes over the training pictures'
-    if run is _pretrain: add('--epochs', 6, passes)
+    if name == 'pretrain': _add(command, '--epochs', 6, passes)
     else:
-        steps = '--steps' if run is _compare else '200 steps'
-        add('--epochs', None, f'{passes}; as many as make {steps} if left out', type=int)
-        add('--source-epochs', 6, 'epochs of pretraining, if the source is a task')
+        steps = '--steps' if name == 'compare' else '200 steps'
+        _add(command, '--epochs', None, f'{passes}; as many as make {steps} if left out', type=int)
+        _add(command, '--source-epochs', 6, 'epochs of pretraining, if the source is a task')
     labels = 'labels of each class to use, 0 for all'
-    if run is not _compare: add('--per-class', 0, labels)
-    else: add('--per-class', [0], f'{labels}; several to compare', type=int, nargs='+')
-    add('--seeds', 3 if run is _compare else 1, 'number of seeds, from 0')
-    add('--batch-size', 128, 'pictures in a batch')
-    if run is _compare:
-        names = ['scratch', 'copy and tune', 'head only', 'head first']
-        add('--strategies', names, 'ways of training', 'NAME', type=str, nargs='+')
-        add('--steps', 200, 'least number of training steps')
-        add('--rates', None, 'top learning rates to choose from on valid, each way by itself; no '
-            'search if left out', 'LR', type=float, nargs='+')
-        add('--trial-epochs', None, 'epochs of a trial in that search (default: as of a run)',
-            type=int)
-        add('--looks', 5, 'looks at valid on the way of a run')
-        add('--jobs', 1, 'runs side by side')
+    if name == 'compare':
+        _add(command, '--per-class', [0], f'{labels}; several to compare', type=int, nargs='+')
+    else: _add(command, '--per-class', 0, labels)
+    _add(command, '--seeds', 3 if name == 'compare' else 1, 'number of seeds, from 0')
+    _add(command, '--batch-size', 128, 'pictures in a batch')
 
-# %% ../nbs/26_cli.ipynb #files
+def _add_search(command):
+    "Which ways are compared, and how their rates are searched"
+    names = ['scratch', 'copy and tune', 'head only', 'head first']
+    _add(command, '--strategies', names, 'ways of training', type=str, metavar='NAME', nargs='+')
+    _add(command, '--steps', 200, 'least number of training steps')
+    _add(command, '--rates', None, 'top learning rates to choose from on valid, each way by '
+         'itself; no search if left out', type=float, metavar='LR', nargs='+')
+    _add(command, '--trial-epochs', None, 'epochs of a trial in that search (default: as of a run)',
+         type=int)
+    _add(command, '--looks', 5, 'looks at valid on the way of a run')
+    _add(command, '--jobs', 1, 'runs side by side')
+
+# %% ../nbs/26_cli.ipynb #check-out
 def _check_out(args):
     "Refuse a folder that holds something already"
-    there = next(p for p in (args.out, *args.out.absolute().parents) if p.exists())
+    above = [args.out, *args.out.absolute().parents]
+    there = next(path for path in above if path.exists())
     if not there.is_dir():
         raise ValueError(f'a folder is needed for the results; {there} is a file: name another')
-    overwrite = getattr(args, 'overwrite', None)
     if getattr(args, 'resume', False):
         kept = 'runs.json' if args.command == 'compare' else 'checkpoint-*.safetensors'
         if any(args.out.glob(kept)): return
         raise ValueError(f'a run that was cut off is needed; {args.out} has no {kept}: it is '
                          'finished, or was cut off too soon: leave --resume out')
-    if args.out.is_dir() and any(args.out.iterdir()) and not overwrite:
-        raise ValueError(f'a new or empty folder is needed; {args.out} has files: name another' +
-                         (' with --out, or pass --overwrite' if overwrite is not None else ''))
+    if not args.out.is_dir() or not any(args.out.iterdir()): return
+    has_option = hasattr(args, 'overwrite')
+    if has_option and args.overwrite: return
+    way_out = ' with --out, or pass --overwrite' if has_option else ''
+    raise ValueError(f'a new or empty folder is needed; {args.out} has files: name another'
+                     f'{way_out}')
+
+_COUNTS = ('epochs', 'source_epochs', 'trial_epochs', 'seeds', 'batch_size', 'size', 'width',
+           'steps', 'looks', 'jobs')
 
 def _check_numbers(args):
     "Refuse numbers that no command can use"
-    for name in ('epochs', 'source_epochs', 'trial_epochs', 'seeds', 'batch_size', 'size', 'width',
-                 'steps', 'looks', 'jobs'):
-        n = getattr(args, name, None)
-        if n is not None and n < 1:
-            raise ValueError(f'--{name.replace("_", "-")} must be 1 or more; got {n}')
-    lr, wd, smoothing, rates = (getattr(args, o, None) for o in ('lr', 'wd', 'smoothing', 'rates'))
-    for name, o in [('lr', lr), *(('rates', o) for o in rates or [])]:
-        if o is not None and not 0 < o < 1: raise ValueError(f'--{name} must be in (0, 1); got {o}')
-    if wd is not None and not 0 <= wd < 1: raise ValueError(f'--wd must be in [0, 1); got {wd}')
-    if smoothing is not None and not 0 <= smoothing < 1:
-        raise ValueError(f'--smoothing must be in [0, 1); got {smoothing}')
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    for name in _COUNTS:
+        if given.get(name, 1) < 1:
+            option = name.replace('_', '-')
+            raise ValueError(f'--{option} must be 1 or more; got {given[name]}')
+    if 'lr' in given and not 0 < args.lr < 1:
+        raise ValueError(f'--lr must be in (0, 1); got {args.lr}')
+    for rate in given.get('rates', []):
+        if not 0 < rate < 1: raise ValueError(f'--rates must be in (0, 1); got {rate}')
+    for name in ('wd', 'smoothing'):
+        if not 0 <= given.get(name, 0) < 1:
+            raise ValueError(f'--{name} must be in [0, 1); got {given[name]}')
 
+# %% ../nbs/26_cli.ipynb #write
 def _write(path, save):
     "Call `save` with a name beside `path`, then rename"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,12 +146,12 @@ def _write(path, save):
         part.replace(path)
     finally: part.unlink(missing_ok=True)
 
-def _save_figure(path, ax): _write(path, lambda p: ax.figure.savefig(p, dpi=120))
+def _save_figure(path, ax): _write(path, lambda part: ax.figure.savefig(part, dpi=120))
 
-# %% ../nbs/26_cli.ipynb #helpers
+# %% ../nbs/26_cli.ipynb #library
 def _library():
     "Everything public; figures go to files, and bars to terminals only"
-    import os, warnings
+    import warnings
     os.environ.setdefault('GOMP_SPINCOUNT', '2000')  # else threads of a busy machine spin idly
     warnings.filterwarnings('ignore', message='.*torch.jit.script')  # timm's affair
     import fastprogress.fastprogress
@@ -173,37 +174,36 @@ def _task(nb, name, args):
     print(task, flush=True)
     return task
 
-# %% ../nbs/26_cli.ipynb #check-network
+def _drawn(task, args, seed): return task.subset(args.per_class, seed) if args.per_class else task
+
+# %% ../nbs/26_cli.ipynb #source
+def _width(args): return dict(width=args.width) if getattr(args, 'width', None) else {}
+
 def _check_network(nb, args, task):
     "Refuse a network that is unknown, or does not take the task's pictures"
     try: model = nb.create_network(args.arch, task.n_classes, **_width(args))
-    except TypeError as e:
+    except TypeError as error:
         raise ValueError(f'a network that has a width is needed for --width; {args.arch} has none: '
-                         'leave it out') from e
+                         'leave it out') from error
     try: nb.count_flops(model, task.size_px)
-    except (AssertionError, RuntimeError) as e:
+    except (AssertionError, RuntimeError) as error:
         raise ValueError(f'a network that takes {task.size_px}×{task.size_px} pictures is needed; '
-                         f'{args.arch} does not ({e}): name another, or a --size') from e
-
-def _width(args): return dict(width=args.width) if getattr(args, 'width', None) else {}
-
-def _few(task, args, seed): return task.subset(args.per_class, seed) if args.per_class else task
+                         f'{args.arch} does not ({error}): name another, or a --size') from error
 
 def _source(nb, args):
     "Weights from anywhere, or a function that trains some: everything else is checked before"
-    if args.source not in _BUILT_IN and not Path(args.source).is_dir():
-        try:
-            source = nb.read_source(args.source)
-            known = 'arch' in source.card     # then also check that it is what its card says
-            return nb.read_source(nb.load_weights(source)) if known else source
-        except ValueError as e:
-            raise ValueError(f'a source is needed: {_TASKS}, or weights; got {args.source!r}, and '
-                             f'{e}') from e
-    task = _task(nb, args.source, args)
-    _check_network(nb, args, task)
-    return lambda: _train_source(nb, args, task)
+    if args.source in _BUILT_IN or Path(args.source).is_dir():
+        task = _task(nb, args.source, args)
+        _check_network(nb, args, task)
+        return lambda: _train_source(nb, args, task)
+    try:
+        source = nb.read_source(args.source)
+        if 'arch' not in source.card: return source
+        return nb.read_source(nb.load_weights(source))   # checks that it is what its card says
+    except ValueError as error:
+        raise ValueError(f'a source is needed: {_TASKS}, or weights; got {args.source!r}, and '
+                         f'{error}') from error
 
-# %% ../nbs/26_cli.ipynb #train-source
 def _trained(source): return source() if callable(source) else source
 
 def _train_source(nb, args, task):
@@ -216,16 +216,20 @@ def _train_source(nb, args, task):
     print(f'  accuracy on its valid pictures: {metrics["valid_accuracy"]:.1%}', flush=True)
     return nb.read_source(nb.save_weights(learn, path, metrics=metrics))
 
-# %% ../nbs/26_cli.ipynb #report
-def _keep(nb, args, learn, stem, seed, half=False):
+# %% ../nbs/26_cli.ipynb #keep
+def _keep(nb, args, learn, path, half=False):
     "Measure a trained learner, save its weights, and give its test accuracy in percent"
     metrics = dict(valid_accuracy=learn.validate(1)[1], test_accuracy=learn.validate(2)[1])
+    path = nb.save_weights(learn, path, half, metrics=metrics, licence='Apache-2.0',
+                           command=f'nbtransfer {shlex.join(args.argv)}')
+    accuracy = 100 * metrics['test_accuracy']
+    seed = learn.record.seed
+    print(f'seed {seed}: test accuracy {accuracy:.1f} %; weights in {path}', flush=True)
+    return accuracy
+
+def _weights_path(args, stem, seed):
     name = stem if args.seeds == 1 else f'{stem}-seed{seed}'
-    path = nb.save_weights(learn, args.out/f'{name}.safetensors', half, metrics=metrics,
-                           licence='Apache-2.0', command=f'nbtransfer {shlex.join(args.argv)}')
-    acc = 100 * metrics['test_accuracy']
-    print(f'seed {seed}: test accuracy {acc:.1f} %; weights in {path}', flush=True)
-    return acc
+    return args.out/f'{name}.safetensors'
 
 def _checkpoint(nb, args, seed):
     "What `--resume` needs, written every ten minutes"
@@ -233,71 +237,81 @@ def _checkpoint(nb, args, seed):
     if args.overwrite and not args.resume: path.unlink(missing_ok=True)
     return nb.Checkpoint(path, resume=args.resume)
 
-def _finish(args, accs):
+def _finish(args, accuracies):
     "Say mean and standard deviation, where there are several seeds; nothing is left to resume"
-    for f in args.out.glob('checkpoint-*.safetensors'): f.unlink()
-    if len(accs) < 2: return
-    print(f'{len(accs)} seeds: {mean(accs):.1f} ± {stdev(accs):.1f} % (mean ± sd)')
+    for file in args.out.glob('checkpoint-*.safetensors'): file.unlink()
+    if len(accuracies) < 2: return
+    print(f'{len(accuracies)} seeds: {mean(accuracies):.1f} ± {stdev(accuracies):.1f} % '
+          '(mean ± sd)')
 
 # %% ../nbs/26_cli.ipynb #pretrain
 def _augment(nb, args, task):
     "What `pretrain` takes for `--augment`"
-    crop = [nb.ReflectCrop(mirror=task.mirror), nb.Cutout()]
-    return dict(zip(_AUGMENT, (True, crop, [])))[args.augment]
+    if args.augment == 'article': return True
+    if args.augment == 'none': return []
+    return [nb.ReflectCrop(mirror=task.mirror), nb.Cutout()]
 
 def _pretrain(args):
     nb = _library()
-    task, accs = _task(nb, args.source, args), []
+    task = _task(nb, args.source, args)
     _check_network(nb, args, task)
+    accuracies = []
     for seed in range(args.seeds):
-        few = _few(task, args, seed)
-        learn = nb.pretrain(few, args.arch, args.epochs, args.lr, args.batch_size,
-                            _augment(nb, args, task), args.wd, seed, smoothing=args.smoothing,
+        learn = nb.pretrain(_drawn(task, args, seed), args.arch, args.epochs, args.lr,
+                            bs=args.batch_size, augment=_augment(nb, args, task), wd=args.wd,
+                            seed=seed, smoothing=args.smoothing,
                             cbs=[_checkpoint(nb, args, seed), *_quiet(nb)], **_width(args))
-        stem = f'{args.arch.replace("/", "-")}-{task.name}'
-        accs.append(_keep(nb, args, learn, stem, seed, half=True))
+        path = _weights_path(args, f'{args.arch.replace("/", "-")}-{task.name}', seed)
+        accuracies.append(_keep(nb, args, learn, path, half=True))
     _save_figure(args.out/'curves.png', nb.plot_curves(learn)[0])
-    _finish(args, accs)
+    _finish(args, accuracies)
 
 # %% ../nbs/26_cli.ipynb #finetune
 def _finetune(args):
     nb = _library()
-    source, task, accs = _source(nb, args), _task(nb, args.target, args), []
-    tasks = [_few(task, args, seed) for seed in range(args.seeds)]
+    source = _source(nb, args)
+    task = _task(nb, args.target, args)
+    tasks = [_drawn(task, args, seed) for seed in range(args.seeds)]
     source = _trained(source)
+    arch = None if 'arch' in source.card else args.arch
+    accuracies = []
     for seed, few in enumerate(tasks):
         n_epochs = args.epochs or nb.epochs_for(few, 200, args.batch_size)
-        arch = None if 'arch' in source.card else args.arch
         cbs = [nb.Inspector(), _checkpoint(nb, args, seed), *_quiet(nb)]
         learn = nb.transfer_learner(few, source, arch, bs=args.batch_size, seed=seed, cbs=cbs)
         if seed == 0: print(f'{learn.record.receipt}\nFine-tuning, {n_epochs} epochs', flush=True)
         nb.fine_tune(learn, n_epochs)
-        accs.append(_keep(nb, args, learn, 'finetuned', seed))
-    _write(args.out/'receipt.csv', lambda p: learn.record.receipt.rows.to_csv(p, index=False))
+        accuracies.append(_keep(nb, args, learn, _weights_path(args, 'finetuned', seed)))
+    rows = learn.record.receipt.rows
+    _write(args.out/'receipt.csv', lambda part: rows.to_csv(part, index=False))
     _save_figure(args.out/'learning-rates.png', learn.inspector.plot('lr'))
-    _finish(args, accs)
+    _finish(args, accuracies)
 
 # %% ../nbs/26_cli.ipynb #compare
 def _compare(args):
     nb = _library()
-    source, task = _source(nb, args), _task(nb, args.target, args)
+    source = _source(nb, args)
+    task = _task(nb, args.target, args)
     nb.check_comparison(task, args.per_class, args.strategies, args.seeds)
-    result = nb.compare(task, _trained(source), args.per_class, args.strategies, args.seeds,
-                        args.steps, args.epochs, args.batch_size, args.out/'runs', _watched(),
-                        args.rates, args.trial_epochs, args.looks, args.jobs, args.resume)
+    result = nb.compare(task, _trained(source), args.per_class, args.strategies, seeds=args.seeds,
+                        n_steps=args.steps, n_epochs=args.epochs, bs=args.batch_size,
+                        path=args.out/'runs', progress=_watched(), rates=args.rates,
+                        trial_epochs=args.trial_epochs, n_looks=args.looks, n_jobs=args.jobs,
+                        resume=args.resume)
     _report(args, result)
 
 def _report(args, result):
     "Print and save tables and plot"
-    text, names = f'{result}\n', result.runs.strategy.unique().tolist()
+    text = f'{result}\n'
+    names = result.runs.strategy.unique().tolist()
     baseline = 'scratch' if 'scratch' in names else names[0]
     differences = result.differences(baseline).round(2)
-    _write(args.out/'differences.csv', lambda p: differences.to_csv(p, index=False))
+    _write(args.out/'differences.csv', lambda part: differences.to_csv(part, index=False))
     if len(differences):
         text += (f'\nDifference from {baseline} in points, with its 95 % interval\n'
                  f'{differences.to_string(index=False)}\n')
     print(f'\n{text}', flush=True)
-    _write(args.out/'table.txt', lambda p: p.write_text(text, encoding='utf-8'))
+    _write(args.out/'table.txt', lambda part: part.write_text(text, encoding='utf-8'))
     _save_figure(args.out/'comparison.png', result.plot())
     result.report(args.out/'report.html', baseline)
     print(f'runs, tables and plot in {args.out}')
@@ -306,16 +320,18 @@ def _report(args, result):
 def _demo(args):
     nb = _library()
     target = nb.digits()
-    nb.check_comparison(target, (1, 5), ('scratch', 'head first'), args.seeds)
+    labels = 1, 5
+    strategies = 'scratch', 'head first'
+    nb.check_comparison(target, labels, strategies, args.seeds)
     source = nb.letters(4160)
     print(f'{source}\n{target}\nPretraining resnet9 on letters, 3 epochs', flush=True)
     learn = nb.pretrain(source, 'resnet9', 3, bs=32, cbs=_quiet(nb))
-    acc = learn.validate(1)[1]
+    accuracy = learn.validate(1)[1]
     path = nb.save_weights(learn, args.out/'resnet9-letters.safetensors')
-    print(f'  accuracy on valid letters {acc:.1%}\n{nb.transfer_learner(target, path).record.receipt}\n'
-          f'Training on digits with 1 and 5 labels per class, {args.seeds} seeds, 40 steps a run',
-          flush=True)
-    result = nb.compare(target, path, (1, 5), ('scratch', 'head first'), args.seeds, 40,
+    receipt = nb.transfer_learner(target, path).record.receipt
+    print(f'  accuracy on valid letters {accuracy:.1%}\n{receipt}\nTraining on digits with 1 and 5 '
+          f'labels per class, {args.seeds} seeds, 40 steps a run', flush=True)
+    result = nb.compare(target, path, labels, strategies, seeds=args.seeds, n_steps=40,
                         path=args.out/'runs', progress=_watched(), resume=False)
     _report(args, result)
     print(_conclusion(result, args.seeds))
@@ -323,29 +339,28 @@ def _demo(args):
 def _conclusion(result, seeds):
     "One sentence on what the numbers show and do not show"
     row = result.differences().set_index(['strategy', 'per_class']).loc[('head first', 1)]
-    verdict = f'{row.verdict} {"from" if "not" in row.verdict else "than"}'
+    than = 'from' if 'not' in row.verdict else 'than'
     interval = f'95 % interval {row.low:+.1f} to {row.high:+.1f}, {seeds} seeds'
     return ('With 1 label per class, the network that was carried over and fine-tuned is '
-            f'{verdict} the same network from scratch ({row.difference:+.1f} points, {interval}); '
-            'this holds for these two tasks, this network and this budget, and does not show that '
-            'transfer pays elsewhere.')
+            f'{row.verdict} {than} the same network from scratch ({row.difference:+.1f} points, '
+            f'{interval}); this holds for these two tasks, this network and this budget, and does '
+            'not show that transfer pays elsewhere.')
 
 # %% ../nbs/26_cli.ipynb #notebooks
 def _book():
     "The folder of the chapters"
-    here = Path(__file__).parent
-    found = next((p for p in (here/'notebooks', here.parent/'nbs') if p.is_dir()), None)
-    if found is None:
-        raise ValueError('the chapters are needed and not part of this installation; install '
-                         'nbtransfer from a wheel or a clone')
-    return found
+    package = Path(__file__).parent
+    for folder in (package/'notebooks', package.parent/'nbs'):
+        if folder.is_dir(): return folder
+    raise ValueError('the chapters are needed and not part of this installation; install '
+                     'nbtransfer from a wheel or a clone')
 
 def _notebooks(args):
-    found = _book()
-    books = sorted(found.glob('*.ipynb'))
-    for p in [*books, *found.glob('images/*')]:
-        _write(args.out/p.relative_to(found), lambda part, p=p: shutil.copyfile(p, part))
-    print(f'{len(books)} notebooks in {args.out}; open them with: jupyter lab {args.out}')
+    book = _book()
+    chapters = sorted(book.glob('*.ipynb'))
+    for file in [*chapters, *book.glob('images/*')]:
+        _write(args.out/file.relative_to(book), lambda part: shutil.copyfile(file, part))
+    print(f'{len(chapters)} notebooks in {args.out}; open them with: jupyter lab {args.out}')
 
 # %% ../nbs/26_cli.ipynb #playground
 _PAGE = '''{% extends 'voila/templates/lab/index.html.j2' %}{% block notebook_css %}
@@ -353,29 +368,53 @@ _PAGE = '''{% extends 'voila/templates/lab/index.html.j2' %}{% block notebook_cs
 {% endblock %}'''   # icons that are in the page already are asked of no other host
 
 def _playground(args):
+    if not 0 < args.port < 65536:
+        raise ValueError(f'--port must be in 1..65535; got {args.port}')
     if find_spec('voila') is None:
         raise ValueError('Voilà is needed for the playground and not installed here: run '
                          "pip install 'nbtransfer[playground]'")
-    if not 0 < args.port < 65536:
-        raise ValueError(f'--port must be in 1..65535; got {args.port}')
-    with socket.socket() as s:
-        if s.connect_ex(('127.0.0.1', args.port)) == 0:
+    with socket.socket() as probe:
+        if probe.connect_ex(('127.0.0.1', args.port)) == 0:
             raise ValueError(f'--port {args.port} is in use: name another')
-    options = ['--Voila.ip=127.0.0.1', f'--port={args.port}', *['--no-browser'] * args.no_browser]
-    options += ['--template=nbtransfer', '--Voila.port_retries=0',
-                '--VoilaExporter.embed_images=True',   # it would look for them elsewhere
-                '--MappingKernelManager.cull_idle_timeout=60',   # seconds after a page was left
-                '--MappingKernelManager.cull_interval=10']
+    options = ['--Voila.ip=127.0.0.1', f'--port={args.port}', '--template=nbtransfer',
+               '--Voila.port_retries=0',
+               '--VoilaExporter.embed_images=True',   # it would look for them elsewhere
+               '--MappingKernelManager.cull_idle_timeout=60',   # seconds after a page was left
+               '--MappingKernelManager.cull_interval=10']
+    if args.no_browser: options.append('--no-browser')
     print(f'http://127.0.0.1:{args.port} shows the playground in about a minute; Ctrl-C ends it')
-    with tempfile.TemporaryDirectory() as tmp:
-        template = Path(tmp)/'voila'/'templates'/'nbtransfer'
-        _write(template/'conf.json', lambda p: p.write_text('{"base_template": "lab"}'))
-        _write(template/'index.html.j2', lambda p: p.write_text(_PAGE))
-        path = os.pathsep.join([tmp, *filter(None, [os.environ.get('JUPYTER_PATH')])])
+    with tempfile.TemporaryDirectory() as folder:
+        template = Path(folder)/'voila'/'templates'/'nbtransfer'
+        _write(template/'conf.json', lambda part: part.write_text('{"base_template": "lab"}'))
+        _write(template/'index.html.j2', lambda part: part.write_text(_PAGE))
+        path = os.pathsep.join(filter(None, [folder, os.environ.get('JUPYTER_PATH')]))
         command = [sys.executable, '-m', 'voila', _book()/'25_playground.ipynb', *options]
         try: ended = subprocess.run(command, env={**os.environ, 'JUPYTER_PATH': path}).returncode
-        except KeyboardInterrupt: return print()   # Voilà got it too
+        except KeyboardInterrupt:   # Voilà got it too
+            print()
+            return
     if ended > 0: raise OSError(f'Voilà ended with {ended}; what it said is above')
+
+# %% ../nbs/26_cli.ipynb #parser
+def _parser():
+    "The argument parser of all commands"
+    parser = argparse.ArgumentParser('nbtransfer', description='Train a network on a source task, '
+        'carry its parameters to a target task, fine-tune it there, and measure what that bought.')
+    shown = f'nbtransfer {version("nbtransfer")}'
+    parser.add_argument('--version', action='version', version=shown)
+    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+    for run, help in [
+        (_demo, 'letters to digits, live: pretrain, transfer, fine-tune, compare; about a minute'),
+        (_pretrain, 'train a new network on a source task and save its weights'),
+        (_finetune, 'carry weights to a target task, fine-tune them there and save them'),
+        (_compare, 'compare training from scratch with ways of transferring'),
+        (_playground, 'try a transfer by hand: opens the playground in the browser'),
+        (_notebooks, 'copy the chapters to a folder, to open in Jupyter')]:
+        name = run.__name__.removeprefix('_')
+        command = commands.add_parser(name, help=help, description=f'{help[0].upper()}{help[1:]}.')
+        command.set_defaults(run=run)
+        _add_options(command, name)
+    return parser
 
 # %% ../nbs/26_cli.ipynb #main
 def main(
@@ -388,21 +427,24 @@ def main(
         if hasattr(args, 'out'): _check_out(args)
         _check_numbers(args)
         args.run(args)
-    except (ValueError, OSError) as e: return _refuse(e)
-    except RuntimeError as e:
-        said = any(o in str(e) for o in ('compare: ', 'StopOnNaN: '))   # fastai puts words before
-        if type(e).__name__ != 'DataMissing' and not said: raise
-        return _refuse(e)
+    except (ValueError, OSError) as error: return _refuse(error)
+    except RuntimeError as error:
+        if not _is_known(error): raise
+        return _refuse(error)
     except KeyboardInterrupt:
         kept = f'what was finished is in {args.out}' if args.out.exists() else 'nothing was kept'
         print(f'\nnbtransfer: stopped; {kept}', file=sys.stderr)
         return 130
     return 0
 
+def _is_known(error):
+    "Whether an error of a run says itself what is wrong; fastai puts words before ours"
+    if type(error).__name__ == 'DataMissing': return True
+    return 'compare: ' in str(error) or 'StopOnNaN: ' in str(error)
+
 def _refuse(error):
     "One line on the error stream"
     text = ' '.join(str(error).split())
-    for python, typed in (('convert=True', '--convert'), ('skip_bad=True', '--skip-bad')):
-        text = text.replace(python, typed)
+    text = text.replace('convert=True', '--convert').replace('skip_bad=True', '--skip-bad')
     print(f'nbtransfer: {text}', file=sys.stderr)
     return 2

@@ -12,7 +12,6 @@ __all__ = ['STRATEGIES', 'paired_interval', 'plot_intervals', 'Budget', 'epochs_
 import base64, hashlib, html, io, itertools, json, platform, threading, time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib.metadata import version
 from math import ceil
 from pathlib import Path
@@ -35,7 +34,7 @@ from .pretraining import Quiet, default_lr, pretrain, record_of
 from .sources import read_source
 from .tasks import Task
 
-# %% ../nbs/12_comparison.ipynb #interval
+# %% ../nbs/12_comparison.ipynb #paired-interval
 def paired_interval(
     a:np.ndarray,     # `(m,)` results of one strategy, by seed
     b:np.ndarray,     # `(m,)` of the other, same seeds in the same order
@@ -131,7 +130,7 @@ def epochs_for(
     steps_per_epoch = n // min(bs, n)
     return max(1, ceil(n_steps / steps_per_epoch))
 
-# %% ../nbs/12_comparison.ipynb #strategies
+# %% ../nbs/12_comparison.ipynb #scratch-strategies
 def _tuned(rates, *, lr_max=1e-2, carry=None, **plan):
     "A strategy that transfers and then fine-tunes, as `plan_phases` plans"
     def strategy(task, source, budget, *, seed, cbs):
@@ -326,7 +325,7 @@ def run_one(
     n_epochs = budget.n_epochs or epochs_for(few, budget.n_steps, budget.bs)
     lr_max = float(budget.lr_max) if budget.lr_max else None
     budget = replace(budget, n_epochs=n_epochs, lr_max=lr_max)
-    run = _Run(strategy, per_class, seed, budget, test)
+    run = _Run(strategy, per_class, seed, budget, test=test)
     return _train(run, STRATEGIES[strategy], task, _read_whole(source))
 
 # %% ../nbs/12_comparison.ipynb #comparison
@@ -435,7 +434,7 @@ def _facts(task, source, budgets):
         machine=f'{platform.machine()}, {platform.system()}')
     return json.loads(json.dumps(facts))
 
-# %% ../nbs/12_comparison.ipynb #lock
+# %% ../nbs/12_comparison.ipynb #alone-lock
 @contextmanager
 def _alone(path):
     "Keep other processes of this machine out of a store"
@@ -451,7 +450,7 @@ def _alone(path):
     try: yield
     finally: held.__exit__(None, None, None)
 
-# %% ../nbs/12_comparison.ipynb #resume
+# %% ../nbs/12_comparison.ipynb #opened-store
 _KEY = ['per_class', 'strategy', 'seed', 'lr_max']
 
 def _remove(path):
@@ -493,10 +492,10 @@ def _add(old, row):
     return table.sort_values(['per_class', 'seed', 'strategy', 'lr_max'], key=place,
                              ignore_index=True)
 
-# %% ../nbs/12_comparison.ipynb #jobs
+# %% ../nbs/12_comparison.ipynb #workers
 _ONE_AT_A_TIME = threading.Lock()   # threads of one process share torch's random numbers
 
-def _work(run, how, task, source, images):
+def _work(run, how, task, source, *, images=None):
     "Make one run, in whatever process; `images` are the task's, if they travel by themselves"
     if images is not None: task = task.replaced(images=torch.from_numpy(images))
     try:
@@ -521,13 +520,13 @@ class _Workers:
     def rows(self, runs):
         "Give the row of each run as soon as it is there"
         task = self.task
-        images = getattr(task, 'images', None)
-        if images is not None:
-            images = images.numpy()
+        images = None
+        if task.in_memory:
+            images = task.images.numpy()
             task = task.replaced(images=None)
         try: pool = Parallel(self.n_jobs, return_as='generator_unordered', mmap_mode='c')
         except ValueError: pool = Parallel(self.n_jobs, mmap_mode='c')   # it waits for all
-        rows = pool(delayed(_work)(run, STRATEGIES[run.strategy], task, self.source, images)
+        rows = pool(delayed(_work)(run, STRATEGIES[run.strategy], task, self.source, images=images)
                     for run in runs)
         return progress_bar(rows, total=len(runs)) if self.progress and runs else rows
 
@@ -559,7 +558,7 @@ def _run_of(self:Comparison, per_class, strategy, seed, lr_max, test):
     spent = self.facts['budgets'][str(per_class)]
     n_epochs = spent['n_epochs' if test else 'trial_epochs']
     budget = Budget(n_epochs=n_epochs, bs=spent['bs'], lr_max=lr_max, n_looks=spent['n_looks'])
-    return _Run(strategy, per_class, seed, budget, test)
+    return _Run(strategy, per_class, seed, budget, test=test)
 
 @patch
 def _fill(self:Comparison, kind, runs, workers, path):
@@ -574,7 +573,7 @@ def _fill(self:Comparison, kind, runs, workers, path):
         setattr(self, kind, _add(getattr(self, kind), row))
         if path: self.save(path)
 
-# %% ../nbs/12_comparison.ipynb #search
+# %% ../nbs/12_comparison.ipynb #choices-search
 def _chosen(trials, per_class, strategy):
     "The rate that ended best on `valid`; None if there was no search"
     own = trials[(trials.strategy == strategy) & (trials.per_class == per_class)]
@@ -967,8 +966,9 @@ def _page(self:Comparison, baseline):
 @patch
 def _best(self:Comparison, baseline, per_class):
     "The strategy to show classes of, if any has two seeds in common with the baseline"
-    found = self.differences(baseline).query('per_class == @per_class').strategy
-    runs = self.runs.query('per_class == @per_class and strategy in @found')
+    found = self.differences(baseline)
+    strategies = found.strategy[found.per_class == per_class]
+    runs = self.runs[(self.runs.per_class == per_class) & self.runs.strategy.isin(strategies)]
     if 'predicted' not in runs or not len(runs): return None
     return runs.groupby('strategy').valid_accuracy.mean().idxmax()
 

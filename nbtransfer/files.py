@@ -144,6 +144,7 @@ def read_picture(
 # %% ../nbs/90_files.ipynb #read-pictures
 def _pixels_of(item, size_px):
     "One picture as an array `(size_px,size_px,3)`, wherever it comes from"
+    if isinstance(item, Image.Image): return _scaled(item, size_px)
     if not isinstance(item, (str, Path)): return _scaled(PILImage.create(item), size_px)
     pixels = read_picture(item, size_px, convert=True)
     if isinstance(pixels, str):

@@ -14,13 +14,14 @@ from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
 from random import Random
+import fastai.torch_core
 import fastai.vision.learner  # teaches fastai to show batches and results of pictures
 import numpy as np
 import psutil
 import torch
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import Category, CategoryMap, IntToFloatTensor, Normalize
-from fastai.torch_core import TensorCategory, TensorImage, apply, default_device, to_detach
+from fastai.torch_core import TensorCategory, TensorImage, apply, default_device
 from fastcore.basics import chunked, listify, patch
 from fasttransform import Pipeline
 from torch import Tensor
@@ -292,7 +293,7 @@ def to_detach(self:TaskDL,
     gather:bool=True, # whether to join those of all processes
 )->tuple:             # the same, detached
     "Detach as fastai does; what processes gather is in order, without what was repeated"
-    outputs = to_detach(outputs, cpu, gather)
+    outputs = fastai.torch_core.to_detach(outputs, cpu, gather)
     world = _rank_and_world()[1]
     if world == 1 or not gather or self.drop_last: return outputs
     n_last = self.n % (self.bs * world)
