@@ -189,11 +189,11 @@ def _decoded(request, cache):
         if found: return found
     key = _content(request, rule)
     with _locked(cache, request.n_bytes):
-        file = cache/f'{key}.u8'
-        if not _open_pixels(file): _write_pixels(request, file)
-        found = _open_pixels(file)
+        pixel_file = cache/f'{key}.u8'
+        if not _open_pixels(pixel_file): _write_pixels(request, pixel_file)
+        found = _open_pixels(pixel_file)
         # a file changed twice within a tick of the clock may keep its times: do not trust them yet
-        newest = max(max(file.written_ns, file.changed_ns) for file in request.files)
+        newest = max(max(picture.written_ns, picture.changed_ns) for picture in request.files)
         if 0 <= now - newest < 2e9: listing = ''
         record = _Record(folder, key, listing)
         with write_whole(record_file) as note: note.write(json.dumps(asdict(record)).encode())
