@@ -565,13 +565,6 @@ def file_with_card(**kwargs):
     card |= dict(card_sha256=seal(card))
     return save(state, metadata=dict(card=json.dumps(card)))
 
-def test_refused_file_leaves_the_network_alone(tmp_path):
-    path, model = tmp_path/'bad.safetensors', resnet9(3, width=2)
-    before = {n: t.clone() for n, t in model.state_dict().items()}
-    path.write_bytes(file_with_card()[:-9])
-    with saying(str(path)): transfer_weights(path, model, min_share=0)
-    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
-
 def test_unknown_name_of_a_source():
     with saying("'no/file.safetensors'"): transfer_weights('no/file.safetensors', resnet9(2))
 
@@ -581,7 +574,7 @@ def test_growth_from_a_card_that_names_another_network_is_refused(kwargs, part, 
     "Whoever wrote the file wrote the card: nothing is fetched, run or built too large for its tensors"
     path, model = tmp_path/'odd.safetensors', resnet9(3, width=4)
     path.write_bytes(file_with_card(**kwargs))
-    with saying('network_of_card', part): transfer_weights(path, model, grow=True)
+    with saying('transfer_weights', part): transfer_weights(path, model, grow=True)
     path.write_bytes(file_with_card())
     assert transfer_weights(path, model, grow=True).share == 1
     assert network_of_card(read_source(path)).card['arch']['kwargs'] == dict(n_classes=3, width=2)
