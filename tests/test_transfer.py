@@ -29,7 +29,9 @@ def fill(model, seed=0):
     "Random numbers everywhere, so that no two tensors are alike and BatchNorm's statistics matter"
     generator = torch.Generator().manual_seed(seed)
     for n, t in model.state_dict().items():
-        if not t.is_floating_point(): t.fill_(seed + 1); continue
+        if not t.is_floating_point():
+            t.fill_(seed + 1)
+            continue
         noise = torch.rand(t.shape, generator=generator) - .5
         fan_in = t[0].numel() if t.ndim > 1 else 1
         t.copy_(1 + .2 * noise if t.ndim == 1 and not n.endswith(('bias', 'mean')) else noise * (2 / fan_in ** .5))

@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, strategies as st
 from safetensors.torch import save
 from helpers import saying, some
-from nbtransfer import weights
 from nbtransfer.files import digest, seal
 from nbtransfer.folders import DataMissing
 from nbtransfer.networks import article_cnn, resnet9
