@@ -261,7 +261,7 @@ growth = {   # source, target: both compute the same
     'efficientnet deeper': (('torchvision/efficientnet_b0', {}), ('torchvision/efficientnet_b1', {}))}
 
 @pytest.mark.parametrize('name', [pytest.param(o, marks=nightly if o.startswith('efficientnet') else ()) for o in growth])
-@pytest.mark.parametrize('head', [False, True], ids=['features', 'answers'])
+@pytest.mark.parametrize('head', [False, pytest.param(True, marks=nightly)], ids=['features', 'answers'])
 def test_grown_network_computes_the_same(name, head):
     one, target = (build(n, 5, **kwargs) for n, kwargs in growth[name])
     fill(one)
