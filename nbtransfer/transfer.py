@@ -817,6 +817,7 @@ def _beside_source(fates, inventory):
 # %% ../nbs/08_transfer.ipynb #network-of-card
 def network_of_card(
     source:Source, # with a card that names a network under `arch`
+    caller:str='network_of_card', # the function that an error names
 )->nn.Sequential:  # the network in evaluation mode, 32-bit floats; `card` holds the card
     """Build the network that a source's card names, and fill it with the source's tensors
 
@@ -828,9 +829,8 @@ def network_of_card(
         transfer_weights(source, model, head=True, min_share=1)
     except Exception as error:   # networks complain of odd arguments in every way
         advice = 'fetch the file again' if 'sha256' in source.card else 'use transfer_weights'
-        raise ValueError(f'network_of_card: the card of {source.label} does not name a network '
-                         f'that its tensors fit ({type(error).__name__}: {error}): {advice}'
-                         ) from error
+        raise ValueError(f'{caller}: the card of {source.label} does not name a network that its '
+                         f'tensors fit ({type(error).__name__}: {error}): {advice}') from error
     model.card = source.card
     return model.eval()
 
@@ -946,6 +946,6 @@ def _grow(fates, request, inventory):
 def _network_to_grow(source):
     "The source as a network that can be run"
     if _has_parts(source.network): return source.network
-    if 'arch' in source.card: return network_of_card(source)
+    if 'arch' in source.card: return network_of_card(source, caller='transfer_weights')
     raise ValueError('transfer_weights: grow=True compares the functions of both networks; a '
                      f'source made by create_network is needed; {source.label} cannot be run')

@@ -80,7 +80,7 @@ def load_weights(
     if 'arch' not in found.card:
         raise ValueError('load_weights: a card that names the network is needed; '
                          f'{name} has none: build the network and use transfer_weights')
-    return network_of_card(found._replace(label=name))
+    return network_of_card(found._replace(label=name), caller='load_weights')
 
 # %% ../nbs/09_weights.ipynb #pretrained
 def pretrained(

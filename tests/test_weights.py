@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, strategies as st
 from safetensors.torch import save
 from helpers import saying, some
-from nbtransfer import weights
 from nbtransfer.files import digest, seal
 from nbtransfer.folders import DataMissing
 from nbtransfer.networks import article_cnn, resnet9
@@ -165,7 +164,7 @@ def test_card_with_right_hashes_that_is_not_true(arch, refused):
     'weights', 'weights_backbone', 'cache_dir', 'scriptable'])
 def test_card_that_asks_for_other_files(name, tmp_path, monkeypatch):
     def build(*args, **kwargs): raise AssertionError('built')
-    monkeypatch.setattr(weights, 'create_network', build)
+    monkeypatch.setattr('nbtransfer.transfer.create_network', build)
     for network in ('resnet9', timm_resnet, 'torchvision/resnet18'):
         with saying('load_weights', repr(name)):
             load_weights(path_of(small_file(arch=small_arch(network, **{name: '/etc/passwd'})), tmp_path))
