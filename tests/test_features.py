@@ -131,6 +131,7 @@ def compare(live, cached, n_epochs=8):
     for i in range(3): assert close(live.get_preds(i)[0], cached.get_preds(i)[0])
     return learn
 
+@training
 @each_arch
 def test_training_is_the_same(name):
     live, cached = carried(name), carried(name)
@@ -328,6 +329,7 @@ def test_validation_that_is_skipped_needs_no_features():
 
 # On the disk
 
+@training
 def test_found_again_by_another_learner(cache_folder):
     kinds = [('train', 0), ('train', 2), ('valid', 0), ('test', 0)]
     first = [body_features(carried(augment=True), split, k, in_memory=False) for split, k in kinds]
@@ -426,6 +428,7 @@ def features_of(task, split='train', **kwargs):
     passes = Passes(learn)
     return body_features(learn, split, in_memory=False), passes.n
 
+@training
 def test_files_or_memory(pets, cache_folder):
     "The same pictures give the same features"
     task, held = of_files(pets), image_folder(pets, in_memory=True)
@@ -447,6 +450,7 @@ def test_files_are_known_by_name_size_and_time(pets, cache_folder):
     changed, m = features_of(of_files(pets))
     assert m == n and (changed.feats != first.feats).any(2).sum() >= 1   # normalisation changes a little too
 
+@training
 def test_files_read_at_another_size(pets, cache_folder):
     stats = [.5] * 3, [.3] * 3
     def read(size_px):
@@ -459,6 +463,7 @@ def test_files_read_at_another_size(pets, cache_folder):
     small, m = read(16)
     assert n == m > 0 and not torch.equal(small.feats, large.feats)
 
+@training
 def test_files_under_other_class_numbers(pets, cache_folder):
     task = of_files(pets)
     turned = FileTask(task.name, task.files, 1 - task.labels, task.vocab[::-1], splits=task.splits, size_px=32)
@@ -469,6 +474,7 @@ def test_files_under_other_class_numbers(pets, cache_folder):
 
 # The head alone
 
+@training
 def test_head_is_shared_and_body_left_alone(tmp_path):
     learn = carried(augment=True)
     learn.model.train()
