@@ -23,6 +23,7 @@ from fastai.callback.core import CancelFitException, Callback
 from fastai.callback.hook import hook_outputs
 from fastai.data.external import fastai_path
 from fastai.learner import Learner
+from fastai.vision.core import PILImage
 from fastcore.basics import patch
 from ipycanvas import Canvas, canvas as canvas_of_ipycanvas, hold_canvas
 from matplotlib.axes import Axes
@@ -444,7 +445,7 @@ def _picture_of(task, split, i):
 
 def _prepared(learn, picture):
     "A batch of one picture, an array or an image, prepared as the learner's own are"
-    return learn.dls.test_dl([picture]).one_batch()[0]
+    return learn.dls.test_dl([PILImage.create(picture)]).one_batch()[0]
 
 def _answer(learn, x):
     "Probabilities of the classes for one prepared picture, `(k,)`"
