@@ -132,6 +132,30 @@ def correlations(
     if np.ptp(score) == 0: return dict.fromkeys(measures, 0.)
     return {name: float(measure(score, outcome)[0]) for name, measure in measures.items()}
 
+# %% ../nbs/17_outcomes.ipynb #measures
+def _measures(pairs, score, outcome):
+    "All measures of one score, a row a task"
+    found = {}
+    for task, block in pairs.groupby('task'):
+        known = block.dropna(subset=[score])
+        if not len(known):
+            found[task] = dict(regret=np.nan)
+            continue
+        first = known[known[score] == known[score].max()]   # of ties, any
+        regret = block[outcome].max() - first[outcome].mean()
+        found[task] = correlations(known[score].to_numpy(), known[outcome].to_numpy())
+        found[task]['regret'] = regret
+    return pd.DataFrame(found).T
+
+def _baselines(pairs, outcome):
+    "Regret of taking any source, and of taking always the one that is best on the other tasks"
+    wide = pairs.pivot(index='task', columns='source', values=outcome)
+    best = wide.max(axis=1)
+    best_on_others = (wide.sum() - wide).to_numpy().argmax(1)
+    same = wide.to_numpy()[np.arange(len(wide)), best_on_others]
+    return {'any': pd.DataFrame(dict(regret=best - wide.mean(axis=1))),
+            'always the same': pd.DataFrame(dict(regret=best - same))}
+
 # %% ../nbs/17_outcomes.ipynb #judge-scores
 def judge_scores(
     pairs:pd.DataFrame, # of `try_pairs`, each task with each source
@@ -169,6 +193,7 @@ def judge_scores(
     columns = ['score', 'measure', 'mean', 'low', 'high', 'tasks', 'verdict']
     return pd.DataFrame(rows, columns=columns)
 
+# %% ../nbs/17_outcomes.ipynb #judged
 def _check_pairs(pairs, outcome, scores):
     missing = [name for name in ('task', 'source', outcome, *scores) if name not in pairs]
     if missing:
@@ -186,30 +211,6 @@ def _check_pairs(pairs, outcome, scores):
                          'them different')
     if pairs[outcome].isna().any():
         raise ValueError(f'judge_scores: an outcome of each pair is needed; {outcome!r} has NaN')
-
-# %% ../nbs/17_outcomes.ipynb #measures
-def _measures(pairs, score, outcome):
-    "All measures of one score, a row a task"
-    found = {}
-    for task, block in pairs.groupby('task'):
-        known = block.dropna(subset=[score])
-        if not len(known):
-            found[task] = dict(regret=np.nan)
-            continue
-        first = known[known[score] == known[score].max()]   # of ties, any
-        regret = block[outcome].max() - first[outcome].mean()
-        found[task] = correlations(known[score].to_numpy(), known[outcome].to_numpy())
-        found[task]['regret'] = regret
-    return pd.DataFrame(found).T
-
-def _baselines(pairs, outcome):
-    "Regret of taking any source, and of taking always the one that is best on the other tasks"
-    wide = pairs.pivot(index='task', columns='source', values=outcome)
-    best = wide.max(axis=1)
-    best_on_others = (wide.sum() - wide).to_numpy().argmax(1)
-    same = wide.to_numpy()[np.arange(len(wide)), best_on_others]
-    return {'any': pd.DataFrame(dict(regret=best - wide.mean(axis=1))),
-            'always the same': pd.DataFrame(dict(regret=best - same))}
 
 @dataclass(frozen=True)
 class _Judging:

@@ -39,7 +39,7 @@ from .comparison import plot_intervals
 from .features import body_features
 from .networks import body_and_head, evaluating
 from .pretraining import Quiet
-from .sources import Source, read_source
+from .sources import read_source
 from .tasks import Task
 from .weights import load_weights
 

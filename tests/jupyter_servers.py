@@ -1,15 +1,35 @@
 "JupyterLab and the playground for tests: servers that touch nothing of the user, and notebooks opened, run and watched in a browser"
-import json, os, secrets, shlex, socket, subprocess, time, urllib.request
+import json, os, secrets, shlex, shutil, socket, subprocess, time, urllib.request
 from contextlib import ExitStack, contextmanager, suppress
 from types import SimpleNamespace
 from urllib.parse import quote
 import psutil, pytest
-from helpers import ROOT, find_script
+from helpers import ROOT, find_script, read_notebook
 
 SETTINGS = {'apputils-extension/notification': dict(fetchNews='false', checkForUpdates=False),
     'notebook-extension/tracker': dict(windowingMode='none')}   # all cells are in the page, wherever it is scrolled to
 
 TIMEOUT = 90_000   # milliseconds: other tests run beside
+
+# Notebooks
+
+CHAPTER = '25_playground.ipynb'
+SHOWN = {'lab', 'look-show', 'pad-show', 'map-widget-show'}   # cells that show a widget
+READERS = """readers = {}
+for name, n_carried in (('from scratch', 0), ('from letters', None)):
+    readers[name] = Choices(per_class=3, n_carried=n_carried).start([Quiet()])"""   # networks for the drawing pad, not yet trained
+
+def write_book(folder):
+    "Write the chapter without what it trains and draws itself: its text, its imports and definitions, its widgets"
+    nb, cells = read_notebook(ROOT/'nbs'/CHAPTER), []
+    for cell in nb['cells']:
+        text = ''.join(cell['source'])
+        imports = all(line.startswith(('from ', 'import ', '#|')) for line in text.splitlines())
+        if cell['id'] == 'pad-train-both': cells.append(dict(cell, source=READERS, outputs=[]))
+        elif cell['cell_type'] == 'markdown' or text.startswith('#| export') or imports or cell['id'] in SHOWN: cells.append(cell)
+    assert SHOWN | {'pad-train-both'} <= {cell['id'] for cell in cells}
+    (folder/CHAPTER).write_text(json.dumps(dict(nb, cells=cells)), encoding='utf-8')
+    shutil.copytree(ROOT/'nbs/images', folder/'images')
 
 # Servers
 
@@ -24,25 +44,25 @@ def write_files(home):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(settings), encoding='utf-8')
 
-def environment(home):
-    "Jupyter, IPython, and whatever looks for a home, stay inside of the folder `home`"
+def environment(home, package=ROOT):
+    "Jupyter, IPython, and whatever looks for a home, stay inside of the folder `home`; `package` holds our package"
     folders = dict(HOME='', JUPYTER_CONFIG_DIR='config', JUPYTER_DATA_DIR='data', JUPYTER_RUNTIME_DIR='runtime', IPYTHONDIR='ipython',
         JUPYTERLAB_SETTINGS_DIR='settings', JUPYTERLAB_WORKSPACES_DIR='workspaces')
     kept = {k: v for k, v in os.environ.items() if not k.startswith(('JUPYTER', 'JPY_', 'VOILA', 'XDG_'))}
-    return {**kept, **{k: str(home/v) for k, v in folders.items()}, 'PYTHONPATH': str(ROOT)}
+    return {**kept, **{k: str(home/v) for k, v in folders.items()}, 'PYTHONPATH': str(package)}
 
 def answers(url):
     try: return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=5).status == 200
     except OSError: return False
 
 @contextmanager
-def serving(command, home, ready, seconds=120):
+def serving(command, home, ready, package=ROOT):
     "Run a server until it answers at the address `ready`; at the end it is gone, with its kernels, whatever happened"
     write_files(home)
     with open(home/'server.log', 'w') as log:
-        server = psutil.Popen(command, env=environment(home), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        server = psutil.Popen(command, env=environment(home, package), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     try:
-        until = time.monotonic() + seconds
+        until = time.monotonic() + 120
         while not answers(ready):
             ok = server.poll() is None and time.monotonic() < until
             assert ok, f"{' '.join(command)} does not answer:\n{(home/'server.log').read_text()[-3000:]}"
@@ -77,13 +97,16 @@ def lab(tmp_path_factory):
 def playground(tmp_path_factory):
     "The address of `nbtransfer playground`, which the browser of the system, a script that notes what it is given, opened"
     port, home = free_port(), tmp_path_factory.mktemp('playground')
+    (home/'clone'/'nbs').mkdir(parents=True)   # the command serves the chapter that stands beside its package
+    write_book(home/'clone'/'nbs')
+    (home/'clone'/'nbtransfer').symlink_to(ROOT/'nbtransfer')
     script = home/'browser'
     script.write_text(f'#!/bin/sh\nprintf %s "$1" > {shlex.quote(str(home))}/opened\n')
     script.chmod(0o755)
     with pytest.MonkeyPatch.context() as env:
         env.setenv('BROWSER', str(script))
         command = [find_script('nbtransfer'), 'playground', f'--port={port}']
-        with serving(command, home, f'http://127.0.0.1:{port}/voila/static/voila.js') as server:
+        with serving(command, home, f'http://127.0.0.1:{port}/voila/static/voila.js', home/'clone') as server:
             yield SimpleNamespace(address=f'http://127.0.0.1:{port}/', opened=home/'opened', server=server)
 
 # Pages

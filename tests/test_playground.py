@@ -1,28 +1,29 @@
 "The playground as people have it, in JupyterLab and as an app, in a real browser; and what its controls do to each other"
-import os, re, shutil, time
+import os, re, threading
 from pathlib import Path
 from urllib.parse import unquote
 import psutil, pytest
-from helpers import ROOT, saying, write_folder
-from jupyter_servers import choose_file, drag, lab, open_lab, open_voila, playground, tab, wait_until
+from helpers import ROOT, write_folder
+from jupyter_servers import CHAPTER, choose_file, drag, lab, open_lab, open_voila, playground, tab, wait_until, write_book
 from nbtransfer.finetuning import transfer_learner
+from nbtransfer.folders import image_folder
 from nbtransfer.networks import resnet9
 from nbtransfer.playground import Choices, TransferLab, plot_nearest, plot_training
-from nbtransfer.tasks import digits, image_folder
+from nbtransfer.tasks import digits
 from PIL import Image
+import torch
 from safetensors.torch import save_file
 
 KEPT = os.environ.get('NBTRANSFER_SCREENSHOTS')
 
 @pytest.fixture(scope='module', params=['lab', 'app'])
 def opened(request, tmp_path_factory):
-    "Opens the chapter, with all cells run, and says where"
+    "Opens the chapter, without what it trains, all cells run, and says where"
     if request.param == 'lab':
         folder = tmp_path_factory.mktemp('book')
-        shutil.copy(ROOT/'nbs/13_playground.ipynb', folder)   # JupyterLab saves by itself
-        shutil.copytree(ROOT/'nbs/images', folder/'images')
+        write_book(folder)   # JupyterLab saves by itself
         address = request.getfixturevalue('lab')(folder)
-        def open_it(tab): open_lab(tab, address, '13_playground.ipynb', 400)
+        def open_it(tab): open_lab(tab, address, CHAPTER, 400)
     else:
         address = request.getfixturevalue('playground').address
         def open_it(tab): open_voila(tab, address, 400)
@@ -59,6 +60,7 @@ def widget_of(o): return o.locator('xpath=ancestor::*[contains(concat(" ", @clas
 INK = "([x, y]) => document.querySelector('canvas[width=\"224\"]')?.getContext('2d').getImageData(x, y, 1, 1).data[0] > 100"
 SEVEN = [[(60, 40), (160, 40), (140, 90), (110, 190)], [(85, 115), (150, 115)]]
 
+@pytest.mark.browser
 def test_by_hand(tab, opened, tmp_path):
     "Train, see it move, stop, read the receipt, save the runs, make a mistake, send pictures, draw"
     opened(tab)
@@ -117,6 +119,7 @@ def test_by_hand(tab, opened, tmp_path):
         tab.wait_for_function(INK, arg=[110, 200])
     assert not tab.elsewhere and not tab.said
 
+@pytest.mark.browser
 def test_app_is_read_at_200_percent(tab, playground):
     "At twice the size a page of 1280 pixels has room for 640; its controls are named"
     tab.set_viewport_size(dict(width=640, height=450))
@@ -128,11 +131,13 @@ def test_app_is_read_at_200_percent(tab, playground):
     for label in ('Target, or a folder', 'Source', 'Network', 'Labels a class (0: all)', 'Epochs', 'Seed', 'As code'):
         assert tab.get_by_label(label, exact=True).count() >= 1, label
 
+@pytest.mark.process
 def test_app_opens_the_browser(playground):
     assert wait_until(playground.opened.exists, 30)
     page = Path(unquote(playground.opened.read_text().removeprefix('file://'))).read_text()
     assert playground.address in page
 
+@pytest.mark.browser
 def test_app_ends_the_kernel_of_a_page_that_was_left(tab, playground):
     def is_kernel(process):
         try: return 'ipykernel' in ' '.join(process.cmdline())
@@ -156,15 +161,19 @@ def test_frozen_stages_stay_and_carried_ones_come_from_the_source():
     lab = TransferLab(Choices(n_carried=2, n_frozen=1, n_epochs=1))
     lab.train.click()
     lab.thread.join()
-    carried = lab.learn.receipt.rows
+    carried = lab.learn.record.receipt.rows
     assert set(carried[carried.part == 'body'].status) >= {'copied', 'initialised'}
     now, then = (o.body.stem.conv.weight for o in (lab.learn.model, lab.before))
     assert now.equal(then) and not lab.learn.model.head.weight.equal(lab.before.head.weight)
 
 def test_stop_keeps_what_was_learned():
     lab = TransferLab(Choices(n_epochs=1000))
+    begun = threading.Event()
+    def look(change):
+        if 'Training' in change.new: begun.set()
+    lab.status.observe(look, 'value')
     lab.train.click()
-    while 'Training' not in lab.status.value and lab.thread.is_alive(): time.sleep(.01)
+    assert begun.wait(30)
     lab.stop.click()
     lab.thread.join(30)
     assert not lab.thread.is_alive() and lab.status.value.startswith('<p role="status">Stopped') and 'nan' not in lab.status.value
@@ -206,6 +215,14 @@ def test_text_in_the_panel_is_text():
     lab.thread.join()
     assert '<img' not in lab.status.value and '&lt;img' in lab.status.value
 
-def test_pictures_that_stay_in_files_are_not_looked_into(tmp_path):
-    task = image_folder(write_folder(tmp_path, 20), size_px=16, in_memory=False)
-    with saying('pictures in memory are needed'): plot_nearest(transfer_learner(task, 'resnet9-letters', bs=4), 0)
+def test_pictures_that_stay_in_files_are_looked_into(tmp_path):
+    "As those in memory are: the task is asked for them"
+    folder = write_folder(tmp_path, 20)
+    titles = []
+    for in_memory in (True, False):
+        task = image_folder(folder, size_px=16, in_memory=in_memory)
+        axs = plot_nearest(transfer_learner(task, 'resnet9-letters', bs=4), 0)
+        titles.append([ax.get_title() for ax in axs])
+        shown = torch.as_tensor(axs[0].images[0].get_array())
+        assert shown.equal(task.picture(int(task.splits['valid'][0])))
+    assert titles[0] == titles[1] and titles[0][0].startswith('valid: ')
