@@ -217,7 +217,7 @@ def _train_source(nb, args, task):
     return nb.read_source(nb.save_weights(learn, path, metrics=metrics))
 
 # %% ../nbs/26_cli.ipynb #keep
-def _keep(nb, args, learn, path, half=False):
+def _keep(nb, args, learn, path, *, half=False):
     "Measure a trained learner, save its weights, and give its test accuracy in percent"
     metrics = dict(valid_accuracy=learn.validate(1)[1], test_accuracy=learn.validate(2)[1])
     path = nb.save_weights(learn, path, half, metrics=metrics, licence='Apache-2.0',

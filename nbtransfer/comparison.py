@@ -554,7 +554,7 @@ def _runs_of(self:Comparison, asked):
                 asked.per_class, range(asked.seeds), asked.strategies)]
 
 @patch
-def _run_of(self:Comparison, per_class, strategy, seed, lr_max, test):
+def _run_of(self:Comparison, per_class, strategy, seed, lr_max, *, test):
     spent = self.facts['budgets'][str(per_class)]
     n_epochs = spent['n_epochs' if test else 'trial_epochs']
     budget = Budget(n_epochs=n_epochs, bs=spent['bs'], lr_max=lr_max, n_looks=spent['n_looks'])

@@ -222,7 +222,7 @@ def body_features(
     if n_views and split != 'train':
         raise ValueError('body_features: only train is augmented, so that other splits have no '
                          f'views; got {split!r}, n_views={n_views}')
-    asked = _Asked(learn, split, n_views, seed, in_memory)
+    asked = _Asked(learn, split, n_views, seed, in_memory=in_memory)
     key = _features_key(asked)
     kept = _KEPT.setdefault(learn, {})
     kept_key, feats = kept.get((split, n_views), (None, None))

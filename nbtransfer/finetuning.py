@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.core import Callback
-from fastai.callback.schedule import fit_one_cycle  # gives Learner its `fit_one_cycle`
+from fastai.callback.schedule import fit_one_cycle  # noqa: F401 gives Learner its `fit_one_cycle`
 from fastai.learner import Learner
 from fastai.torch_core import set_seed
 from fastcore.basics import patch

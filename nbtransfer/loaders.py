@@ -15,7 +15,7 @@ from copy import copy
 from pathlib import Path
 from random import Random
 import fastai.torch_core
-import fastai.vision.learner  # teaches fastai to show batches and results of pictures
+import fastai.vision.learner  # noqa: F401 teaches fastai to show batches and results of pictures
 import numpy as np
 import psutil
 import torch

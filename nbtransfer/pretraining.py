@@ -23,7 +23,7 @@ import torch
 from fastai.callback.core import CancelBatchException, CancelValidException, Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback
-from fastai.callback.schedule import fit_one_cycle  # gives Learner its `fit_one_cycle`
+from fastai.callback.schedule import fit_one_cycle  # noqa: F401 gives Learner its `fit_one_cycle`
 from fastai.callback.tracker import EarlyStoppingCallback
 from fastai.learner import AvgMetric, Learner
 from fastai.losses import CrossEntropyLossFlat

@@ -339,7 +339,7 @@ def letters(
     rng = Random(seed)
     vocab = list('abcdefghijklmnopqrstuvwxyz')
     labels = torch.arange(n) % 26
-    images = torch.from_numpy(np.stack([_letter(vocab[c], rng) for c in labels.tolist()]))
+    images = torch.from_numpy(np.stack([_letter(vocab[i], rng) for i in labels.tolist()]))
     splits = split_per_class(labels, dict(test=1/12, valid=1/12), seed)
     return Task('letters', images, labels, vocab, splits=drop_twins(images, splits))
 
@@ -361,6 +361,6 @@ def subset(self:Task,
     idxs = self.splits['train']
     generator = torch.Generator().manual_seed(seed)
     idxs = idxs[torch.randperm(len(idxs), generator=generator)]
-    own = [idxs[self.labels[idxs] == c][:per_class] for c in range(self.n_classes)]
+    own = [idxs[self.labels[idxs] == i][:per_class] for i in range(self.n_classes)]
     splits = {**self.splits, 'train': torch.cat(own).sort().values}
     return self.replaced(name=f'{self.name}-{per_class}', splits=splits)

@@ -290,7 +290,7 @@ def test_only_what_is_missing_is_run(runs, tmp_path):
 
 def test_what_is_asked_twice_is_run_once(runs):
     result = quick(per_class=(1, 1), strategies=('scratch', 'scratch', 'head only'), rates=(1e-3, 1e-3))
-    assert len(runs) == len(set((o.per_class, o.strategy, o.seed, o.lr_max) for o in runs))
+    assert len(runs) == len({(o.per_class, o.strategy, o.seed, o.lr_max) for o in runs})
     assert len(result.runs) == 4 and len(result.trials) == 2
 
 @pytest.mark.parametrize('rates', [None, (1e-3, 1e-2)])

@@ -201,7 +201,7 @@ def test_same_seed_same_batches_whatever_happened_before():
 def test_looking_at_other_batches_changes_nothing():
     a, b = (digits().dls(100, augments, seed=3) for _ in range(2))
     seen = []
-    for x, y in a.train:
+    for x, _ in a.train:
         a.valid.one_batch()
         seen.append(x.sum().item())
     assert seen == [x.sum().item() for x, _ in b.train]

@@ -275,7 +275,7 @@ def test_features_are_those_of_the_network_itself(target):
 def test_a_copy_is_not_distinguishable_and_a_network_that_knows_nothing_is_worse(target):
     sources = dict(letters='resnet9-letters', again=pretrained('resnet9-letters'), random=create_network('resnet9', 10, width=16))
     table = rank_sources(sources, digits().subset(20), ('k-NN', 'LogME'), n_boot=40, progress=False)
-    for name, rows in table.groupby('score'):
+    for _, rows in table.groupby('score'):
         rows = rows.set_index('source')
         assert {rows.verdict['letters'], rows.verdict['again']} == {'best', 'not distinguishable'}
         assert rows.verdict['random'] == 'worse' and rows['rank_low']['random'] == 3
