@@ -50,7 +50,7 @@ def carried(name='resnet9', *cbs, task=few, bs=25, augment=False, compute=plain,
 
 def copied(task, **changes):
     "A task of its own, that can be changed"
-    own = Task('own', task.images.clone(), task.labels.clone(), task.vocab, task.splits)
+    own = Task('own', task.images.clone(), task.labels.clone(), task.vocab, splits=task.splits)
     for k, v in changes.items(): setattr(own, k, v)
     return own
 
@@ -560,7 +560,7 @@ def two_classes():
     "Zeros and ones"
     d = digits()
     own = {s: o[d.labels[o] < 2] for s, o in d.splits.items()}
-    return Task('two', d.images, d.labels.clamp(max=1), ['no', 'yes'], own).subset(8)
+    return Task('two', d.images, d.labels.clamp(max=1), ['no', 'yes'], splits=own).subset(8)
 
 probes = {**{name: (name, few) for name in archs}, 'two classes': ('resnet9', two_classes())}
 

@@ -7,11 +7,11 @@ from fastai.losses import CrossEntropyLossFlat
 from helpers import PACKAGE
 from nbtransfer.cli import _parser
 from nbtransfer.comparison import STRATEGIES, load_comparison
-from nbtransfer.files import digest
+from nbtransfer.files import digest, seal
 from nbtransfer.folders import cifar100
 from nbtransfer.loaders import inference_dls
 from nbtransfer.networks import create_network
-from nbtransfer.outcomes import _pair_sha, shipped_pairs, subtask
+from nbtransfer.outcomes import shipped_pairs, subtask
 from nbtransfer.pretraining import Quiet, default_lr
 from nbtransfer.similarity import SCORES
 from nbtransfer.sources import read_source, shipped_names
@@ -85,7 +85,7 @@ def test_pairs_are_whole_and_of_the_networks_that_ship(request):
     task = subtask(cifar100(), 0)
     for name in shipped_names():
         carried = digest(read_source(name).state)
-        assert pairs[(pairs.task == task.name) & (pairs.source == name)].sha256.item() == _pair_sha(task, carried)
+        assert pairs[(pairs.task == task.name) & (pairs.source == name)].sha256.item() == seal(dict(task=task.fingerprint(), source=carried))
 
 @each_case
 def test_rates_are_those_of_the_search(name):

@@ -75,7 +75,7 @@ def noise_task(n_classes):
     labels = torch.arange(n_classes).repeat_interleave(3)
     images = torch.randint(256, (len(labels), 32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     splits = split_per_class(labels, dict(test=.2, valid=.2), 0)
-    return Task('noise', images, labels, [f'class {c}' for c in range(n_classes)], splits)
+    return Task('noise', images, labels, [f'class {c}' for c in range(n_classes)], splits=splits)
 
 @some(15)
 @given(networks, seeds)

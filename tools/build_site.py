@@ -223,11 +223,14 @@ def tidy_script(text):
     assert FETCHED in text, 'smalldocs loads its index of the search in another way now'
     return text.replace(FETCHED, LOADED)
 
-def tidy_style(text): return re.sub(r'@import\s*(?:url\([^)]*\)|"[^"]*"|\'[^\']*\')[^;]*;', '', text)
+def tidy_style(text):
+    "Nothing from other hosts, and no font in a format that every browser has a better one for"
+    text = re.sub(r'@import\s*(?:url\([^)]*\)|"[^"]*"|\'[^\']*\')[^;]*;', '', text)
+    return re.sub(r',url\("[^")]*\.woff\?[^")]*"\) format\("woff"\)', '', text)
 
 def read_site(folder, cfg, sizes):
     "The finished files of the site: bytes by path"
-    files, paths, tex = {}, sorted(o for o in folder.rglob('*') if o.is_file()), tex_renderer()
+    files, paths, tex = {}, sorted(o for o in folder.rglob('*') if o.is_file() and o.suffix != '.woff'), tex_renderer()
     pictures = {o.read_bytes(): o.relative_to(folder).as_posix() for o in paths if o.suffix == '.png'}
     for path in paths:
         name, content = path.relative_to(folder).as_posix(), path.read_bytes()

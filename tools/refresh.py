@@ -59,7 +59,7 @@ def scrub(text):
     for old, new in private_paths(): text = text.replace(old, new)
     return re.sub(re.escape(tempfile.gettempdir()) + r'/tmp\w{8}', 'temporary', text)
 
-def lighter(png, limit=60_000):
+def lighter(png, limit=20_000):
     "A figure (base64) of more than `limit` bytes in 256 colours, which plots do not exceed by much"
     from PIL import Image
     content, smaller = base64.b64decode(png), io.BytesIO()
