@@ -1,10 +1,11 @@
 "What several test files share: where things are, how to read notebooks and run commands, and what to expect"
 import ast, json, os, re, shutil, subprocess, sys
 from pathlib import Path
+from types import FunctionType
 import numpy as np
 import pytest
 from PIL import Image
-from hypothesis import settings
+from hypothesis import given, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT/'nbtransfer'
@@ -66,6 +67,12 @@ def saying(*parts, error=ValueError):
     return pytest.raises(error, match='.*'.join(map(re.escape, parts)))
 
 def some(n): return settings(max_examples=n, deadline=None, derandomize=True)
+
+def on_more(test, n, *drawn):
+    "A test of things that hypothesis draws once more, on `n` of them, for the nightly run"
+    check = test.hypothesis.inner_test
+    again = FunctionType(check.__code__, check.__globals__, check.__name__)   # hypothesis marks the function that it is given
+    return pytest.mark.nightly(some(n)(given(*drawn)(again)))
 
 def write_folder(path, n):
     "Two classes of small pictures in files"

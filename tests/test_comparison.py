@@ -17,7 +17,7 @@ from pandas.testing import assert_frame_equal
 from scipy import stats
 from sklearn.metrics import confusion_matrix, recall_score
 from torch.utils.flop_counter import FlopCounterMode
-from helpers import find_browser, run, saying, some, write_folder
+from helpers import find_browser, on_more, run, saying, some, write_folder
 from nbtransfer import comparison
 from nbtransfer.comparison import STRATEGIES, Budget, Comparison, compare, epochs_for, load_comparison, paired_interval, run_one
 from nbtransfer.folders import image_folder
@@ -44,11 +44,6 @@ def simulated(results, **kwargs):
     rows = [dict(strategy=s, per_class=n, seed=i, accuracy=a) for (s, n), v in results.items() for i, a in enumerate(v)]
     return Comparison(pd.DataFrame(rows), 'made up', **kwargs)
 
-def drawn(n_by_day, n_at_night, check, *strategies):
-    "A check as two tests: with a few examples, and with all of them in the nightly run"
-    by_day, at_night = (some(n)(given(*strategies)(check)) for n in (n_by_day, n_at_night))
-    return by_day, pytest.mark.nightly(at_night)
-
 nightly = pytest.mark.nightly
 
 # Intervals
@@ -73,7 +68,9 @@ def test_intervals_known_by_hand():
 accuracies = st.integers(0, 1000).map(lambda o: o / 10)
 pairs = st.lists(st.tuples(accuracies, accuracies), min_size=2, max_size=12).map(np.transpose)
 
-def check_interval_is_scipys_stretched(pair, level):
+@some(15)
+@given(pairs, st.floats(.5, .99))
+def test_interval_is_scipys_stretched(pair, level):
     a, b = pair
     d = b - a
     mean, low, high = paired_interval(a, b, level)
@@ -82,7 +79,7 @@ def check_interval_is_scipys_stretched(pair, level):
     offsets = np.array(percentiles(d - d.mean(), level))
     assert np.allclose((low, high), mean + stretch(len(d), level) * offsets, atol=1e-9)
 
-test_interval_is_scipys_stretched, test_interval_is_scipys_stretched_at_night = drawn(15, 60, check_interval_is_scipys_stretched, pairs, st.floats(.5, .99))
+test_interval_is_scipys_stretched_on_more = on_more(test_interval_is_scipys_stretched, 60, pairs, st.floats(.5, .99))
 
 def test_many_seeds_give_the_intervals_of_scipy():
     "Within 5 % of their width: 9,999 resamples leave 1 or 2 % to chance"
@@ -117,7 +114,9 @@ def test_bad_levels_are_refused(level):
 def test_bad_results_are_refused(a, b):
     with saying('paired_interval', 'needed', 'got'): paired_interval(a, b)
 
-def check_interval_moves_with_the_results(pair, level, shift):
+@some(15)
+@given(pairs, st.floats(.01, .99), accuracies)
+def test_interval_moves_with_the_results(pair, level, shift):
     a, b = pair
     interval = np.array(paired_interval(a, b, level))
     assert np.allclose(paired_interval(a + shift, b + shift, level), interval, atol=1e-9)
@@ -125,10 +124,11 @@ def check_interval_moves_with_the_results(pair, level, shift):
     mean, low, high = interval
     assert np.allclose(paired_interval(b, a, level), (-mean, -high, -low), atol=1e-9)
 
-test_interval_moves_with_the_results, test_interval_moves_with_the_results_at_night = drawn(15, 100, check_interval_moves_with_the_results, pairs,
-    st.floats(.01, .99), accuracies)
+test_interval_moves_with_the_results_on_more = on_more(test_interval_moves_with_the_results, 100, pairs, st.floats(.01, .99), accuracies)
 
-def check_interval_widens_with_level(pair, one, other):
+@some(20)
+@given(pairs, st.floats(.6, .99), st.floats(.6, .99))
+def test_interval_widens_with_level(pair, one, other):
     "At lower levels the ends are near the median of the resamples, which need not be the mean"
     small, large = sorted([one, other])
     assume(large - small > 1e-3)
@@ -136,8 +136,7 @@ def check_interval_widens_with_level(pair, one, other):
     assert mean == same and lower <= low <= mean <= high <= higher
     if np.ptp(pair[1] - pair[0]) > 1e-6: assert lower < low < mean < high < higher
 
-test_interval_widens_with_level, test_interval_widens_with_level_at_night = drawn(20, 100, check_interval_widens_with_level, pairs, st.floats(.6, .99),
-    st.floats(.6, .99))
+test_interval_widens_with_level_on_more = on_more(test_interval_widens_with_level, 100, pairs, st.floats(.6, .99), st.floats(.6, .99))
 
 @pytest.mark.parametrize('a, b', [([1], [2]), ([1, 2], [1, 2, 3]), ([1], [1, 2, 3]), (1, 2)])
 def test_pairs_without_partners(a, b):
@@ -183,7 +182,9 @@ def test_large_difference_is_found(m, n):
 
 def shuffled(frame, rng): return frame.iloc[rng.permutation(len(frame))]
 
-def check_order_of_rows_does_not_matter_and_seeds_do(seed):
+@some(5)
+@given(st.integers(0, 2**31))
+def test_order_of_rows_does_not_matter_and_seeds_do(seed):
     rng = np.random.default_rng(seed)
     one, two = planted(5, 1, 1, seed)
     result = simulated({('scratch', 1): one[0], ('tuned', 1): two[0], ('scratch', 5): one[0], ('tuned', 5): two[0]})
@@ -198,8 +199,7 @@ def check_order_of_rows_does_not_matter_and_seeds_do(seed):
     assert np.allclose(after.loc['tuned', 1], before.loc['tuned', 1]) and np.allclose(after.difference, before.difference)
     assert abs(after.loc[('tuned', 5), 'high'] - before.loc[('tuned', 5), 'high']) > .1
 
-test_order_of_rows_does_not_matter_and_seeds_do, test_order_of_rows_does_not_matter_and_seeds_do_at_night = drawn(5, 20,
-    check_order_of_rows_does_not_matter_and_seeds_do, st.integers(0, 2**31))
+test_order_of_rows_does_not_matter_and_seeds_do_on_more = on_more(test_order_of_rows_does_not_matter_and_seeds_do, 20, st.integers(0, 2**31))
 
 def test_only_seeds_of_both_are_compared():
     result = simulated({('scratch', 1): [1, 2, 4], ('tuned', 1): [2, 4, 5, 99], ('other', 1): [5]})

@@ -11,7 +11,6 @@ from helpers import saying
 from nbtransfer import sources
 from nbtransfer.folders import DataMissing
 from nbtransfer.networks import create_network, resnet9
-from nbtransfer.pretraining import task_learner
 from nbtransfer.similarity import rank_sources
 from nbtransfer.sources import from_hub, read_source
 from nbtransfer.tasks import digits
@@ -92,13 +91,6 @@ def test_source_that_is_no_file(name, tmp_path, monkeypatch):
         with saying('read_source', 'name'): read_source(source)
 
 # Checkpoints
-
-@pytest.fixture(scope='module')
-def learn():
-    "A learner whose BatchNorm layers and optimiser have seen a batch"
-    learn = task_learner(digits().subset(2), resnet9(10, width=2))
-    with learn.no_bar(), learn.no_logging(): learn.fit(1)
-    return learn
 
 def test_pickled_learner_is_refused(learn, tmp_path):
     learn.export(tmp_path/'a.pkl')

@@ -2,9 +2,8 @@
 import json, math, time
 from collections import OrderedDict
 from copy import deepcopy
-from types import FunctionType, SimpleNamespace
+from types import SimpleNamespace
 import fastai.vision.all as fastai_vision
-import numpy as np
 import pytest
 import torch
 import torchvision
@@ -12,18 +11,14 @@ from hypothesis import assume, given, strategies as st
 from safetensors.torch import save
 from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch import nn
-from helpers import saying, some
+from helpers import on_more, saying, some
 from nbtransfer.files import digest, seal
 from nbtransfer.networks import article_cnn, count_flops, create_network, flops_by_layer, resnet9, stages, tensors_of
 from nbtransfer.sources import read_source
 from nbtransfer.transfer import TransferError, match_tensors, network_of_card, transfer_weights
+from weight_files import fill_with_any_bits
 
 nightly = pytest.mark.nightly
-
-def on_more(test, n, *drawn):
-    "A test of things that hypothesis draws once more, on so many, for the nightly run"
-    check = test.hypothesis.inner_test
-    return nightly(some(n)(given(*drawn)(FunctionType(check.__code__, globals(), check.__name__))))
 
 def fill(model, seed=0):
     "Random numbers everywhere, so that no two tensors are alike and BatchNorm's statistics matter"
@@ -486,13 +481,6 @@ def bits(t): return t.shape, t.dtype, t.contiguous().numpy().tobytes()
 
 def state_bits(model): return {n: bits(t) for n, t in model.state_dict().items()}
 
-def scramble(model, seed):
-    "Fill all parameters and buffers with random bits, NaN and infinity among them"
-    rng = np.random.default_rng(seed)
-    for t in model.state_dict().values():
-        t.copy_(torch.from_numpy(np.frombuffer(rng.bytes(t.nbytes), t.numpy().dtype).copy()).view(t.shape))
-    return model
-
 def build_again(model):
     make = dict(article_cnn=article_cnn, resnet9=resnet9)[model.arch['name']]
     return make(**model.arch['kwargs'])
@@ -500,7 +488,7 @@ def build_again(model):
 @some(4)
 @given(small_networks, seeds)
 def test_transfer_to_the_same_network_copies_every_bit(source, seed):
-    target = build_again(scramble(source, seed))
+    target = build_again(fill_with_any_bits(source, seed))
     receipt = transfer_weights(source, target, head=True)
     assert state_bits(target) == state_bits(source) and receipt.share == 1
     assert set(receipt.rows.status) == {'copied'} and len(receipt.rows) == len(source.state_dict())
@@ -513,7 +501,7 @@ def partial_states(draw):
     target = build_again(resnet9(3, width=2))
     fates = draw(st.lists(st.sampled_from(['same', 'same', 'other shape', 'absent']), min_size=50, max_size=50))
     state = {}
-    for (n, t), fate in zip(scramble(build_again(target), draw(seeds)).state_dict().items(), fates):
+    for (n, t), fate in zip(fill_with_any_bits(build_again(target), draw(seeds)).state_dict().items(), fates):
         if fate == 'same': state[n] = t
         if fate == 'other shape': state[n] = torch.stack([t, t])
     for n in draw(st.lists(st.sampled_from(['body.more', 'head.more', 'x']), unique=True)): state[n] = torch.ones(2)

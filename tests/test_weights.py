@@ -3,7 +3,6 @@ import json, math, os, pickle, re, signal
 from functools import lru_cache
 from itertools import product
 import huggingface_hub
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
@@ -17,18 +16,11 @@ from nbtransfer.sources import from_hub, read_source
 from nbtransfer.tasks import Task, digits, split_per_class
 from nbtransfer.transfer import transfer_weights
 from nbtransfer.weights import load_weights, pretrained, push_to_hub, save_weights
-from weight_files import answers, bits, not_written_by_us, path_of, same, sealed, small_arch, small_file, small_state, with_card
+from weight_files import answers, bits, fill_with_any_bits, not_written_by_us, path_of, same, sealed, small_arch, small_file, small_state, with_card
 
 pytest_plugins = ['weight_fixtures']
 
 # Saved and loaded
-
-@pytest.fixture(scope='module')
-def learn():
-    "A learner whose BatchNorm layers and optimiser have seen a batch"
-    learn = task_learner(digits().subset(2), resnet9(10, width=2))
-    with learn.no_bar(), learn.no_logging(): learn.fit(1)
-    return learn
 
 def test_loaded_network_predicts_the_same(learn, tmp_path):
     model = learn.model.cpu().to(memory_format=torch.contiguous_format)   # as it is loaded: another adds in another order
@@ -61,13 +53,6 @@ networks = st.one_of(st.builds(lambda k: article_cnn(k), st.integers(2, 9)),
     st.builds(lambda k, width: resnet9(k, width), st.integers(2, 9), st.integers(1, 6)))
 
 def state_bits(model): return bits(model.state_dict())
-
-def fill_with_any_bits(model, seed):
-    "Fill all parameters and buffers with random bits, NaN and infinity among them"
-    rng = np.random.default_rng(seed)
-    for t in model.state_dict().values():
-        t.copy_(torch.from_numpy(np.frombuffer(rng.bytes(t.nbytes), t.numpy().dtype).copy()).view(t.shape))
-    return model
 
 @lru_cache
 def noise_task(n_classes):

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from functools import cache
 from pathlib import Path
 import pytest
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load, save
@@ -123,6 +124,13 @@ def scramble(model):
             if t.ndim > 1: t.normal_(0, (2 / t[0].numel()) ** .5, generator=rng)
             elif t.is_floating_point(): t.add_(torch.rand(t.shape, generator=rng) - .5, alpha=.2)
     return model.eval()
+
+def fill_with_any_bits(model, seed):
+    "Fill all parameters and buffers with random bits, NaN and infinity among them"
+    rng = np.random.default_rng(seed)
+    for t in model.state_dict().values():
+        t.copy_(torch.from_numpy(np.frombuffer(rng.bytes(t.nbytes), t.numpy().dtype).copy()).view(t.shape))
+    return model
 
 def pictures(size_px=32): return torch.randn(2, 3, size_px, size_px, generator=torch.Generator().manual_seed(0))
 

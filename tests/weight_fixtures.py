@@ -17,6 +17,15 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if {'hub', 'server'} & set(getattr(item, 'fixturenames', ())): item.add_marker('process')
 
+# A learner
+
+@pytest.fixture(scope='module')
+def learn():
+    "A learner whose BatchNorm layers and optimiser have seen a batch"
+    learn = task_learner(digits().subset(2), resnet9(10, width=2))
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    return learn
+
 # Processes of their own
 
 @pytest.fixture(scope='session')
