@@ -208,6 +208,7 @@ def tidy_page(text, cfg, pictures, sizes, tex):
     text = re.sub(r'<(?:script|link)\b[^>]*(?:src|href)="https?://[^"]*"[^>]*>(?:</script>)?', '', text)
     def _math(m): return tex(html.unescape(m[2]), m[1] == 'display')
     text = re.sub(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', _math, text, flags=re.S)
+    text = re.sub(r'<a href="[^"]*#_\w+">(<code>[^<]*</code>)</a>', r'\1', text)   # a private name has no entry to lead to
     for old, new in NEEDED.items(): text = text.replace(old, new)
     text = re.sub(r'\.<strong>(\w+)</strong>(?=</h)', r'.__\1__', text)   # a method's name is not bold
     text = re.sub(r'(<div class="cell-output cell-output-display")(?=>(?!\s*<div class="quarto-figure))', r'\1 tabindex="0"', text)
@@ -237,6 +238,7 @@ def read_site(folder, cfg, sizes):
         if path.suffix in ('.html', '.md', '.txt', '.json', '.css') or path.name == 'smalldocs.js':
             text = content.decode().replace('.llms.md', '.html.md')  # nbdev's name for the Markdown copy of a page
             if path.suffix == '.html': text = tidy_page(text, cfg, pictures, sizes, tex)
+            if path.suffix == '.md': text = re.sub(r'\[(`_\w+`)\]\([^)]*#_\w+\)', r'\1', text)
             if path.suffix == '.css': text = tidy_style(text)
             if name == 'search.json': name, text = 'search.js', f'window.searchIndex = {text}'
             if path.name == 'smalldocs.js': text = tidy_script(text)
