@@ -52,7 +52,7 @@ def stage_names(
     "Name the stages of the network that a source, or `arch`, has; raises `ValueError` for none"
     made = dict(name=arch, kwargs={}) if arch else read_source(source).card.get('arch')
     if made is None:
-        raise ValueError(f'stage_names: {source} does not say which network it is of: '
+        raise ValueError(f'stage_names: {source} does not say which network it is: '
                          'choose one')
     network = create_network(made['name'], **{**made['kwargs'], 'n_classes': 2})
     return tuple(stage.name for stage in stages(network))
@@ -322,23 +322,24 @@ def _new_network(self:LabControls, change): self._make_rates(Choices())
 def _make_rates(self:LabControls, choices):
     "A slider for the rate of each stage that the network has"
     arch = None if self.arch.value == _SAME else self.arch.value
-    with _errors_said_in(self.status):
-        names = stage_names(self.source.value, arch)
-        rates = []
-        for name, lr in zip(names, lrs_by_group(choices.lr_max, len(names))):
-            rate = widgets.SelectionSlider(value=_two_digits(lr), options=_RATES,
-                                           description=f'Rate of {name}', **_WIDE)
-            rate.observe(self._follow, 'value')
-            rates.append(rate)
-        self.names = names
-        self.rates.children = rates
-        most = len(names) - 1
-        self.n_carried.max = most
-        self.n_frozen.max = most
-        self.n_carried.value = most if choices.n_carried is None else choices.n_carried
-        self.n_frozen.value = choices.n_frozen
-        if 'role="alert"' in self.status.value: self.status.value = ''   # of another source
-        self._follow()
+    names = ()
+    with _errors_said_in(self.status): names = stage_names(self.source.value, arch)
+    if not names: return
+    rates = []
+    for name, lr in zip(names, lrs_by_group(choices.lr_max, len(names))):
+        rate = widgets.SelectionSlider(value=_two_digits(lr), options=_RATES,
+                                       description=f'Rate of {name}', **_WIDE)
+        rate.observe(self._follow, 'value')
+        rates.append(rate)
+    self.names = names
+    self.rates.children = rates
+    most = len(names) - 1
+    self.n_carried.max = most
+    self.n_frozen.max = most
+    self.n_carried.value = most if choices.n_carried is None else choices.n_carried
+    self.n_frozen.value = choices.n_frozen
+    if 'role="alert"' in self.status.value: self.status.value = ''   # of another source
+    self._follow()
 
 @patch
 def _follow(self:LabControls, change=None):
@@ -600,7 +601,8 @@ class LookInside(widgets.VBox):
             picture, label = _picture_of(learn.dls.task, 'valid', i)
             x = _prepared(learn, picture)
             answer = plot_answer({'the network says': _answer(learn, x)}, learn.dls.vocab)
-            self.answer.value = figure_html(answer.figure, f'Probabilities for picture {i}, a {label}')
+            alt = f'Probabilities for picture {i}, a {label}'
+            self.answer.value = figure_html(answer.figure, alt)
             alike = plot_nearest(learn, i)[0].figure
             alt = f'Picture {i} of valid, and the nearest training pictures'
             self.alike.value = figure_html(alike, alt)
