@@ -492,7 +492,9 @@ def fitness(
     function = score if callable(score) else SCORES[score]
     y = torch.as_tensor(labels).detach().cpu().numpy()
     plan = _FitnessPlan(_halves(y, n_boot, seed), level, n_classes, strict)
-    return _try_score(function, _numbers(x), y, plan, 'fitness').fitness
+    found = _try_score(function, _numbers(x), y, plan).fitness
+    if strict and found.reasons: raise ValueError(f'fitness: {"; ".join(found.reasons)}')
+    return found
 
 def _check_interval(caller, n_boot, level):
     if n_boot < 40: raise ValueError(f'{caller}: `n_boot` must be at least 40 (got {n_boot})')
@@ -509,18 +511,17 @@ class _Tried(NamedTuple):
     replicates: np.ndarray # scores of the halves, moved to that of all; NaN for what has none
     time_s: float          # seconds of one scoring of all rows
 
-def _try_score(score, x, labels, plan, caller):
-    "Score all rows and each half; say what speaks against it; `caller` is named in errors"
+def _try_score(score, x, labels, plan):
+    "Score all rows and each half; say what speaks against it"
     start = time.perf_counter()
     value = score(x, labels)
     time_s = time.perf_counter() - start
-    if not np.isfinite(value): raise ValueError(f'{caller}: the score is not finite (got {value})')
+    if not np.isfinite(value): raise ValueError(f'fitness: the score is not finite (got {value})')
     reasons = _reasons(score, x, labels, plan.n_classes)
     values = np.array([_or_nan(score, x[rows], labels[rows]) for rows in plan.halves])
     missed = np.isnan(values)
     if missed.any():
         reasons.append(f'{missed.sum()} of {len(values)} halves cannot be scored')
-    if plan.strict and reasons: raise ValueError(f'{caller}: {"; ".join(reasons)}')
     if missed.all(): return _Tried(Fitness(value, np.nan, np.nan, tuple(reasons)), values, time_s)
     values += value - values[~missed].mean()
     ends = .5 - plan.level / 2, .5 + plan.level / 2
@@ -663,11 +664,14 @@ def _try_source(name, source, out, plan):
     "A score of one source; of one that cannot be scored, NaN and the reason"
     score = SCORES[name]
     x = _seen_by(score, out).double().numpy()
-    try: return _try_score(score, x, out.labels.numpy(), plan, name)
+    try: tried = _try_score(score, x, out.labels.numpy(), plan)
     except ValueError as error:
         if plan.strict: raise ValueError(f'rank_sources: {source}: {error}') from error
         none = Fitness(np.nan, np.nan, np.nan, (str(error),))
         return _Tried(none, np.full(len(plan.halves), np.nan), 0)
+    reasons = '; '.join(tried.fitness.reasons)
+    if plan.strict and reasons: raise ValueError(f'rank_sources: {source}: {name}: {reasons}')
+    return tried
 
 # %% ../nbs/16_similarity.ipynb #plot-ranking
 def plot_ranking(
