@@ -632,8 +632,7 @@ def rank_sources(
     for equal names, an unknown score, a source that `source_outputs` refuses, and any reason to
     distrust a score if `strict`."""
     scores = [scores] if isinstance(scores, str) else list(scores)
-    if not scores:
-        raise ValueError('rank_sources: `scores` must hold one score or more (got none)')
+    if not scores: raise ValueError('rank_sources: `scores` must be one or more (got none)')
     unknown = [score for score in scores if score not in SCORES]
     if unknown:
         raise ValueError(f'rank_sources: `scores` must be among {list(SCORES)} (got {unknown})')
@@ -643,8 +642,7 @@ def rank_sources(
     outputs = {name: source_outputs(task, named[name], bs) for name in bar(list(named))}
     labels = next(iter(outputs.values())).labels.numpy()
     plan = _FitnessPlan(_halves(labels, n_boot, seed), level, task.n_classes, strict)
-    tables = [_rank_by(score, outputs, plan) for score in bar(scores)]
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat([_rank_by(score, outputs, plan) for score in bar(scores)], ignore_index=True)
 
 def _rank_by(name, outputs, plan):
     "The rows of one score"
