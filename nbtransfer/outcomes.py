@@ -36,12 +36,15 @@ def subtask(
     """Draw a few classes of a task, and a few labels of each
 
     Raises `ValueError` for numbers of classes that the task cannot give, and as `Task.subset`."""
-    if not 2 <= n_classes[0] <= n_classes[1] <= task.n_classes:
-        raise ValueError(f'subtask: 2 to {task.n_classes} classes of {task.name}, the least number '
-                         f'first, are needed; got n_classes={n_classes}')
-    if per_class[0] > per_class[1]:
-        raise ValueError('subtask: numbers of pictures, the least first, are needed; '
-                         f'got per_class={per_class}')
+    if n_classes[0] < 2:
+        raise ValueError(f'subtask: classes must be at least 2 (got n_classes={n_classes})')
+    if n_classes[1] > task.n_classes:
+        raise ValueError(f'subtask: {task.name} has only {task.n_classes} classes '
+                         f'(got n_classes={n_classes})')
+    for name, (least, most) in dict(n_classes=n_classes, per_class=per_class).items():
+        if least > most:
+            raise ValueError(f'subtask: the least number must come first (got {name}='
+                             f'({least}, {most}))')
     rng = np.random.default_rng(seed)
     k = int(rng.integers(n_classes[0], n_classes[1], endpoint=True))
     chosen = torch.from_numpy(np.sort(rng.choice(task.n_classes, k, replace=False)))
@@ -84,40 +87,40 @@ def try_pairs(
         if known is not None:
             held = {fact: known[fact] for fact in facts}
             if held == facts: continue
-            raise ValueError(f'try_pairs: {path} holds {name} for {task.name} with {held}, and '
-                             f'{facts} is needed: name another file')
-        found = _try_pair(task, named[name], pixels.get(name), budget, seed=seed)
-        rows.append(dict(task=task.name, source=name, **facts, **found))
+            raise ValueError(f'try_pairs: {path} holds {name} for {task.name} with {held}, not '
+                             f'with {facts}: name another file')
+        scores, refused = _score_pair(task, named[name], pixels.get(name))
+        accuracies = {strategy: run_one(strategy, task, named[name], budget, seed=seed)['accuracy']
+                      for strategy in ('head only', 'copy and tune')}
+        rows.append(dict(task=task.name, source=name, **facts, **scores, **accuracies,
+                         refused='; '.join(refused)))
         if path:
             with write_whole(path) as file: pd.DataFrame(rows).to_parquet(file, index=False)
     return pd.DataFrame(rows)
 
-# %% ../nbs/17_outcomes.ipynb #try-pair
-def _try_pair(task, source, seen, budget, *, seed):
-    "Scores and outcomes of one source and task; a score that refuses is NaN, and says so"
+# %% ../nbs/17_outcomes.ipynb #score-pair
+def _score_pair(task, source, seen):
+    "Scores of one source and task by name, NaN of one that refuses; and what those said"
     outputs = source_outputs(task, source)
-    row = dict(n_classes=task.n_classes, per_class=int(task.counts().train.iloc[0]))
+    scores = dict(n_classes=task.n_classes, per_class=int(task.counts().train.iloc[0]))
     refused = []
     for name in SCORES:
-        try: row[name] = score_outputs(name, outputs)
+        try: scores[name] = score_outputs(name, outputs)
         except ValueError as error:
-            row[name] = np.nan
+            scores[name] = np.nan
             refused.append(str(error))
     card = source.card
-    if card.get('mean'): row['colours'] = -colour_distance((card['mean'], card['std']), task.stats)
-    row['labels'] = label_overlap(card.get('vocab') or [], task.vocab)
+    if card.get('mean'):
+        scores['colours'] = -colour_distance((card['mean'], card['std']), task.stats)
+    scores['labels'] = label_overlap(card.get('vocab') or [], task.vocab)
     if seen is not None:
-        learned = seen.flatten(1).double() / 255
-        row['means'] = -mean_discrepancy(learned, _train_pixels(task, budget.bs))
-    for strategy in ('head only', 'copy and tune'):
-        row[strategy] = run_one(strategy, task, source, budget, seed=seed)['accuracy']
-    return dict(row, refused='; '.join(refused))
+        pictures = torch.stack([task.picture(i) for i in task.splits['train'].tolist()])
+        scores['means'] = -mean_discrepancy(_pixel_rows(seen), _pixel_rows(pictures))
+    return scores, refused
 
-def _train_pixels(task, bs):
-    "Training pictures as rows of numbers in [0, 1], wherever they are"
-    dls = task.dls(bs, augment=False, stats=([0.] * 3, [1.] * 3))
-    loader = dls.train.new(shuffle=False, drop_last=False)
-    return torch.cat([x.cpu().permute(0, 2, 3, 1).flatten(1) for x, _ in loader])
+def _pixel_rows(pictures):
+    "Pictures as rows of numbers in [0, 1]"
+    return pictures.flatten(1).double() / 255
 
 # %% ../nbs/17_outcomes.ipynb #correlations
 def correlations(
@@ -177,7 +180,7 @@ def judge_scores(
     if scores is None:
         known = (*SCORES, 'colours', 'labels', 'means')
         scores = [score for score in known if score in pairs]
-    _check_pairs(pairs, outcome, scores)
+    _check_table(pairs, outcome, scores)
     tables = {score: _measures(pairs, score, outcome) for score in scores}
     tables |= _baselines(pairs, outcome)
     rows = []
@@ -194,23 +197,31 @@ def judge_scores(
     return pd.DataFrame(rows, columns=columns)
 
 # %% ../nbs/17_outcomes.ipynb #judged
-def _check_pairs(pairs, outcome, scores):
+def _check_table(pairs, outcome, scores):
+    "Raise `ValueError` for pairs that scores cannot be judged by"
     missing = [name for name in ('task', 'source', outcome, *scores) if name not in pairs]
     if missing:
         raise ValueError(f'judge_scores: the table of pairs has no {missing}: name columns among '
                          f'{list(pairs.columns)}')
     n_tasks = pairs.task.nunique()
     n_sources = pairs.source.nunique()
-    if min(n_tasks, n_sources) < 2:
-        raise ValueError('judge_scores: two tasks and two sources or more are needed; got '
-                         f'{n_tasks} tasks and {n_sources} sources')
-    n_different = len(pairs[['task', 'source']].drop_duplicates())
-    if not n_tasks * n_sources == len(pairs) == n_different:
-        raise ValueError(f'judge_scores: each of {n_tasks} tasks with each of {n_sources} sources, '
-                         f'each pair once, is needed; got {len(pairs)} rows, {n_different} of '
-                         'them different')
+    if n_tasks < 2:
+        raise ValueError(f'judge_scores: `pairs` must be of two tasks or more '
+                         f'(got {n_tasks} tasks)')
+    if n_sources < 2:
+        raise ValueError('judge_scores: `pairs` must be of two sources or more '
+                         f'(got {n_sources} sources)')
+    is_repeated = pairs.duplicated(['task', 'source'])
+    if is_repeated.any():
+        task, source = pairs[is_repeated].iloc[0][['task', 'source']]
+        raise ValueError('judge_scores: `pairs` must hold each pair once, and has '
+                         f'{source!r} for {task!r} again')
+    if len(pairs) < n_tasks * n_sources:
+        raise ValueError(f'judge_scores: `pairs` must hold each of {n_tasks} tasks with each of '
+                         f'{n_sources} sources, each pair once (got {len(pairs)} rows)')
     if pairs[outcome].isna().any():
-        raise ValueError(f'judge_scores: an outcome of each pair is needed; {outcome!r} has NaN')
+        raise ValueError(f'judge_scores: each pair must have an outcome, and {outcome!r} has NaN: '
+                         'leave that task out')
 
 @dataclass(frozen=True)
 class _Judging:

@@ -11,6 +11,7 @@ __all__ = ['stage_names', 'Choices', 'plot_rates', 'StopWhen', 'Watch', 'plot_tr
 
 # %% ../nbs/25_playground.ipynb #imports
 import base64, html, re, tempfile, threading, time
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
@@ -51,7 +52,7 @@ def stage_names(
     "Name the stages of the network that a source, or `arch`, has; raises `ValueError` for none"
     made = dict(name=arch, kwargs={}) if arch else read_source(source).card.get('arch')
     if made is None:
-        raise ValueError(f'stage_names: a network is needed; {source} does not say which it is: '
+        raise ValueError(f'stage_names: {source} does not say which network it is: '
                          'choose one')
     network = create_network(made['name'], **{**made['kwargs'], 'n_classes': 2})
     return tuple(stage.name for stage in stages(network))
@@ -158,9 +159,11 @@ class Watch(Callback):
     def before_fit(self): self.due = 0
 
     def after_batch(self):
-        if time.monotonic() >= self.due: self.after_fit()
+        if time.monotonic() >= self.due: self._show_now()
 
-    def after_fit(self):
+    def after_fit(self): self._show_now()
+
+    def _show_now(self):
         start = time.monotonic()
         self.show(self.learn)
         end = time.monotonic()
@@ -205,6 +208,16 @@ def _alert_html(error):
     text = html.escape(str(error) or type(error).__name__)
     return f'<p role="alert"><b>✕ Not done:</b> {text}</p>'
 
+@contextmanager
+def _errors_said_in(panel):
+    "Say in a panel what goes wrong; what no choice explains is a bug, and raised as well"
+    try: yield
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
+        panel.value = _alert_html(error)
+    except Exception as error:
+        panel.value = _alert_html(error)
+        raise
+
 # %% ../nbs/25_playground.ipynb #run-row
 @patch
 def row(self:Choices,
@@ -228,12 +241,12 @@ def save_uploads(
     """Write files that were sent into a folder for each class, which their names tell
 
     Raises `ValueError` if there are none, or a name tells no class."""
-    if not files: raise ValueError('save_uploads: one file or more is needed; got none')
+    if not files: raise ValueError('save_uploads: `files` must be one or more (got none)')
     names = [Path(file['name']).name for file in files]
     labels = [re.match(r'(.*?)[\W\d_]*$', Path(name).stem)[1] for name in names]
     if not all(labels):
-        raise ValueError('save_uploads: names such as cat-1.png are needed, which tell the class; '
-                         f'got {names[labels.index("")]}: rename it')
+        raise ValueError('save_uploads: names must tell the class, as cat-1.png does '
+                         f'(got {names[labels.index("")]}): rename it')
     for file, name, label in zip(files, names, labels):
         with write_whole(Path(path)/label/name) as part: part.write(bytes(file['content']))
     return Path(path)
@@ -309,10 +322,9 @@ def _new_network(self:LabControls, change): self._make_rates(Choices())
 def _make_rates(self:LabControls, choices):
     "A slider for the rate of each stage that the network has"
     arch = None if self.arch.value == _SAME else self.arch.value
-    try: names = stage_names(self.source.value, arch)
-    except Exception as error:
-        self.status.value = _alert_html(error)
-        return
+    names = ()
+    with _errors_said_in(self.status): names = stage_names(self.source.value, arch)
+    if not names: return
     rates = []
     for name, lr in zip(names, lrs_by_group(choices.lr_max, len(names))):
         rate = widgets.SelectionSlider(value=_two_digits(lr), options=_RATES,
@@ -337,8 +349,7 @@ def _follow(self:LabControls, change=None):
     ax = plot_rates(self.names, choices.lr_max, choices.n_frozen)
     rates = ', '.join(f'{name} {lr:.2g}' for name, lr in zip(self.names, choices.lr_max))
     self.plan.value = figure_html(ax.figure, f'Learning rates: {rates}')
-    try: self.code.value = choices.code()
-    except Exception as error: self.status.value = _alert_html(error)
+    with _errors_said_in(self.status): self.code.value = choices.code()
 
 @patch
 def _spread(self:LabControls, button):
@@ -394,29 +405,26 @@ class TransferLab(LabControls):
 # %% ../nbs/25_playground.ipynb #lab-train
 @patch
 def _train(self:TransferLab, choices):
-    try: self._run(choices)
-    except Exception as error: self.status.value = _alert_html(error)
+    try:
+        with _errors_said_in(self.status):
+            learn = choices.start([Quiet(), Inspector(), StopWhen(self.event), Watch(self._draw)])
+            start = time.monotonic()
+            self.receipt.value = learn.record.receipt.to_html()
+            before = deepcopy(learn.model)
+            steps = f'{choices.n_epochs} epochs of {len(learn.dls.train)} steps'
+            self.status.value = _status_html(f'Training {steps}.')
+            choices.train(learn)
+            row = choices.row(learn, time.monotonic() - start)
+            self.learn = learn
+            self.before = before
+            self.rows = [*self.rows, row]
+            self.history.value = _history(self.rows)
+            how = 'Stopped' if self.event.is_set() else 'Done'
+            right = f', {row["accuracy"]:.1f} % right on valid' if learn.curves.rows else ''
+            self.status.value = _status_html(f'{how}: {row["epochs"]} epochs{right}.')
     finally:
         self.train.disabled = False
         self.stop.disabled = True
-
-@patch
-def _run(self:TransferLab, choices):
-    learn = choices.start([Quiet(), Inspector(), StopWhen(self.event), Watch(self._draw)])
-    start = time.monotonic()
-    self.receipt.value = learn.record.receipt.to_html()
-    before = deepcopy(learn.model)
-    steps = f'{choices.n_epochs} epochs of {len(learn.dls.train)} steps'
-    self.status.value = _status_html(f'Training {steps}.')
-    choices.train(learn)
-    row = choices.row(learn, time.monotonic() - start)
-    self.learn = learn
-    self.before = before
-    self.rows = [*self.rows, row]
-    self.history.value = _history(self.rows)
-    how = 'Stopped' if self.event.is_set() else 'Done'
-    right = f', {row["accuracy"]:.1f} % right on valid' if learn.curves.rows else ''
-    self.status.value = _status_html(f'{how}: {row["epochs"]} epochs{right}.')
 
 @patch
 def _draw(self:TransferLab, learn):
@@ -428,14 +436,13 @@ def _draw(self:TransferLab, learn):
 def _save(self:TransferLab, change):
     "Make the pictures that were sent the target"
     if not self.upload.value: return
-    try:
+    with _errors_said_in(self.status):
         if self.folder is None: self.folder = tempfile.TemporaryDirectory()
         folder = Path(self.folder.name)
         path = folder/f'upload-{len(list(folder.iterdir()))}'
         self.target.value = str(save_uploads(self.upload.value, path))
         self.per_class.value = 0
         self.status.value = _status_html(f'{len(self.upload.value)} pictures in {path}')
-    except Exception as error: self.status.value = _alert_html(error)
 
 # %% ../nbs/25_playground.ipynb #picture-of
 def _picture_of(task, split, i):
@@ -469,7 +476,7 @@ def filters(
     "Give the kernels of the first convolution; raises `ValueError` if there is none"
     for module in model.modules():
         if isinstance(module, nn.Conv2d): return module.weight.detach().cpu().float()
-    raise ValueError('filters: a convolution is needed; this network has none')
+    raise ValueError('filters: the network must have a convolution, and has none')
 
 def nearest(
     learn:Learner, # whose body is asked
@@ -585,24 +592,24 @@ class LookInside(widgets.VBox):
         super().__init__([controls, self.status, self.answer, self.alike, self.inside])
 
     def _look(self, change):
-        try: self._show(self.lab.learn, self.lab.before)
-        except Exception as error: self.status.value = _alert_html(error)
-
-    def _show(self, learn, before):
-        if learn is None: raise ValueError('Train in the transfer lab first.')
-        self.index.max = len(learn.dls.valid_ds) - 1
-        i = self.index.value
-        picture, label = _picture_of(learn.dls.task, 'valid', i)
-        x = _prepared(learn, picture)
-        answer = plot_answer({'the network says': _answer(learn, x)}, learn.dls.vocab)
-        self.answer.value = figure_html(answer.figure, f'Probabilities for picture {i}, a {label}')
-        alike = plot_nearest(learn, i)[0].figure
-        alt = f'Picture {i} of valid, and the nearest training pictures'
-        self.alike.value = figure_html(alike, alt)
-        inside = plot_inside(dict(before=before, after=learn.model), x)[0, 0].figure
-        alt = f'Kernels and stages before and after, picture {i}'
-        self.inside.value = figure_html(inside, alt)
-        self.status.value = _status_html(f'Picture {i} of valid is a {label}.')
+        with _errors_said_in(self.status):
+            learn = self.lab.learn
+            before = self.lab.before
+            if learn is None: raise ValueError('Train in the transfer lab first.')
+            self.index.max = len(learn.dls.valid_ds) - 1
+            i = self.index.value
+            picture, label = _picture_of(learn.dls.task, 'valid', i)
+            x = _prepared(learn, picture)
+            answer = plot_answer({'the network says': _answer(learn, x)}, learn.dls.vocab)
+            alt = f'Probabilities for picture {i}, a {label}'
+            self.answer.value = figure_html(answer.figure, alt)
+            alike = plot_nearest(learn, i)[0].figure
+            alt = f'Picture {i} of valid, and the nearest training pictures'
+            self.alike.value = figure_html(alike, alt)
+            inside = plot_inside(dict(before=before, after=learn.model), x)[0, 0].figure
+            alt = f'Kernels and stages before and after, picture {i}'
+            self.inside.value = figure_html(inside, alt)
+            self.status.value = _status_html(f'Picture {i} of valid is a {label}.')
 
 # %% ../nbs/25_playground.ipynb #drawn-picture
 def drawn_picture(
@@ -611,7 +618,7 @@ def drawn_picture(
 )->Image.Image:      # 32×32 pixels in colour, ink bright on black, as `digits` has them
     "Make a picture of strokes; raises `ValueError` if nothing was drawn"
     strokes = [np.asarray(stroke, float) for stroke in strokes if len(stroke)]
-    if not strokes: raise ValueError('drawn_picture: a stroke or more is needed; got none')
+    if not strokes: raise ValueError('drawn_picture: nothing is drawn: draw a stroke or more')
     points = np.concatenate(strokes)
     low = points.min(0)
     high = points.max(0)
@@ -660,7 +667,7 @@ class DigitPad(widgets.VBox):
 
     def read(self):
         "Have the drawing read, and show the probabilities"
-        try:
+        with _errors_said_in(self.status):
             image = drawn_picture(self.strokes, self.size_px)
             answers = {name: _answer(learn, _prepared(learn, image))
                        for name, learn in self.learners.items()}
@@ -670,7 +677,6 @@ class DigitPad(widgets.VBox):
             alt = f'Probabilities of the digits; {", ".join(said)}'
             self.answer.value = figure_html(figure, alt)
             self.status.value = _status_html('; '.join(said))
-        except Exception as error: self.status.value = _alert_html(error)
 
 # %% ../nbs/25_playground.ipynb #pad-begin
 def _point(x, y):
@@ -757,16 +763,15 @@ class TaskMap(widgets.VBox):
                           widgets.HBox([self.score, self.rank]), self.status, self.map])
 
     def _draw(self, button):
-        try:
+        with _errors_said_in(self.status):
             chosen = Choices(self.target.value, self.source.value, per_class=0)
             figure = plot_task_map(chosen.start([Quiet()])).figure
             alt = f'{self.target.value} as the body of {self.source.value} sees them'
             self.map.value = figure_html(figure, alt)
             self.status.value = _status_html(alt)
-        except Exception as error: self.status.value = _alert_html(error)
 
     def _rank(self, button):
-        try:
+        with _errors_said_in(self.status):
             task = task_named(self.target.value)
             few = task.subset(min(20, int(task.counts()['train'].min())))
             score = self.score.value
@@ -776,4 +781,3 @@ class TaskMap(widgets.VBox):
             self.map.value = figure_html(figure, f'{score} of each source with its interval')
             best = found.source.iloc[0]
             self.status.value = _status_html(f'By {score}, {best} comes first.')
-        except Exception as error: self.status.value = _alert_html(error)

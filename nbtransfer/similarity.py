@@ -76,14 +76,14 @@ def mean_discrepancy(
     other = _numbers(other)
     shapes = f'{one.shape} and {other.shape}'
     if one.ndim != 2 or other.ndim != 2:
-        raise ValueError(f'mean_discrepancy: two matrices are needed; got shapes {shapes}')
+        raise ValueError(f'mean_discrepancy: both must be matrices (got shapes {shapes})')
     if one.shape[1] != other.shape[1]:
-        raise ValueError('mean_discrepancy: both need the same number of columns; '
-                         f'got shapes {shapes}')
+        raise ValueError('mean_discrepancy: both must have the same number of columns '
+                         f'(got shapes {shapes})')
     if len(one) < 2 or len(other) < 2:
-        raise ValueError(f'mean_discrepancy: each needs 2 rows or more; got shapes {shapes}')
+        raise ValueError(f'mean_discrepancy: each must have 2 rows or more (got shapes {shapes})')
     if not (np.isfinite(one).all() and np.isfinite(other).all()):
-        raise ValueError('mean_discrepancy: finite numbers are needed; some are NaN or infinite')
+        raise ValueError('mean_discrepancy: numbers must be finite, and some are NaN or infinite')
     noise = sum(rows.var(0, ddof=1).sum() / len(rows) for rows in (one, other))
     return float(((one.mean(0) - other.mean(0))**2).sum() - noise)
 
@@ -118,42 +118,42 @@ def source_outputs(
             probs = [head(part.to(dls.device)).softmax(1).cpu()
                      for part in found.feats[0].split(1024)]
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f'source_outputs: a source that takes RGB pictures of {task.size_px} px '
-                         f'is needed; {known.label} does not: {error}') from error
+        raise ValueError(f'source_outputs: {known.label} does not take RGB pictures of '
+                         f'{task.size_px} px: {error}') from error
     feats = found.feats[0].cpu()
     feats = feats.mean((2, 3)) if feats.ndim == 4 else feats.flatten(1)
     time_s = time.perf_counter() - start
     return Outputs(feats, torch.cat(probs), found.labels.cpu(), time_s)
 
 # %% ../nbs/16_similarity.ipynb #checked-rows
-def _checked_rows(asked, x, labels):
-    "A matrix `(n,d)` in 64 bits, and its labels numbered from 0; `asked` is who wants them"
+def _checked_rows(caller, x, labels):
+    "A matrix `(n,d)` in 64 bits, and its labels numbered from 0; `caller` is named in errors"
     x = _numbers(x)
     y = torch.as_tensor(labels).detach().cpu().numpy()
     if x.ndim != 2 or not x.shape[1]:
-        raise ValueError(f'{asked}: a matrix (n,d) is needed; got shape {x.shape}')
+        raise ValueError(f'{caller}: rows must be a matrix (n,d) (got shape {x.shape})')
     if y.shape != (len(x),):
-        raise ValueError(f'{asked}: a label for each row is needed; got shapes {x.shape} '
-                         f'and {y.shape}')
+        raise ValueError(f'{caller}: each row must have one label (got shapes {x.shape} '
+                         f'and {y.shape})')
     if not _largest(x) < 1e100:   # also NaN
         n_odd = (~(np.abs(x) < 1e100)).any(1).sum()
-        raise ValueError(f'{asked}: finite numbers, below 1e100, are needed; got others in '
-                         f'{n_odd} of {len(x)} rows')
+        raise ValueError(f'{caller}: rows must hold finite numbers, below 1e100; {n_odd} of '
+                         f'{len(x)} rows hold others')
     classes, y = np.unique(y, return_inverse=True)
     if len(classes) < 2:
-        raise ValueError(f'{asked}: labels of two classes or more are needed; got '
-                         f'{classes.tolist()}')
+        raise ValueError(f'{caller}: labels must be of two classes or more (got '
+                         f'{classes.tolist()})')
     return x, y
 
-def _checked_probs(asked, probs, labels):
+def _checked_probs(caller, probs, labels):
     "The same for probabilities"
-    probs, y = _checked_rows(asked, probs, labels)
+    probs, y = _checked_rows(caller, probs, labels)
     if probs.min() < 0:
-        raise ValueError(f'{asked}: probabilities must not be negative (got {probs.min():.3g}): '
+        raise ValueError(f'{caller}: probabilities must not be negative (got {probs.min():.3g}): '
                          'take the softmax of logits')
     sums = probs.sum(1)
     if np.abs(sums - 1).max() > 1e-3:
-        raise ValueError(f'{asked}: each row of probabilities must sum to 1 (got sums from '
+        raise ValueError(f'{caller}: each row of probabilities must sum to 1 (got sums from '
                          f'{sums.min():.3g} to {sums.max():.3g}): take the softmax of logits')
     return probs, y
 
@@ -274,10 +274,9 @@ def logme(
     outside = counts - parts.sum(0)
     exact = outside < 1e-10 * counts
     if len(squares) < n and exact.any():
-        raise ValueError('logme: labels that the features do not fit exactly are needed; got '
-                         f'{exact.sum()} of {len(counts)} classes fitted exactly by '
-                         f'{len(squares)} directions of {n} rows, so the evidence has no '
-                         'maximum: leave out repeated rows, or use another score')
+        raise ValueError(f'logme: {len(squares)} directions of {n} rows fit {exact.sum()} of '
+                         f'{len(counts)} classes exactly, so the evidence has no maximum: leave '
+                         'out repeated rows, or use another score')
     outside[exact] = 0
     spectrum = _Spectrum(squares, parts, outside, n)
     found = [spectrum.evidence(np.inf)]   # of noise alone
@@ -377,7 +376,7 @@ def knn_score(
     Source: Cover and Hart 1967, Nearest Neighbor Pattern Classification."""
     x, y = _checked_rows('knn_score', feats, labels)
     n = len(x)
-    if k < 1: raise ValueError(f'knn_score: k must be at least 1 (got {k})')
+    if k < 1: raise ValueError(f'knn_score: `k` must be at least 1 (got {k})')
     search = NearestNeighbors(n_neighbors=min(k, n - 1), metric='cosine').fit(_unit(x))
     near = search.kneighbors(return_distance=False)   # of each row, without itself
     n_near = near.shape[1]
@@ -402,7 +401,7 @@ def probe_score(
     x, y = _checked_rows('probe_score', feats, labels)
     most = np.bincount(y).max()
     if most < 2:
-        raise ValueError('probe_score: a class with two rows or more is needed; each has one')
+        raise ValueError('probe_score: some class must have two rows or more, and each has one')
     folds = StratifiedKFold(min(5, most), shuffle=True, random_state=0)
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=C))
     n_right = 0
@@ -428,7 +427,11 @@ def score_outputs(
     score:str,       # a name in `SCORES`
     outputs:Outputs, # of `source_outputs`
 )->float:            # in the score's own units
-    "Score what a source makes of a task; raises `ValueError` for what the score cannot use"
+    """Score what a source makes of a task
+
+    Raises `ValueError` for an unknown score, and for what the score cannot use."""
+    if score not in SCORES:
+        raise ValueError(f'score_outputs: `score` must be one of {list(SCORES)} (got {score!r})')
     function = SCORES[score]
     return function(_seen_by(function, outputs), outputs.labels)
 
@@ -483,17 +486,20 @@ def fitness(
     Source: Præstgaard and Wellner 1993, Exchangeably Weighted Bootstraps of the General Empirical
     Process: the delete-half jackknife as a bootstrap."""
     if not callable(score) and score not in SCORES:
-        raise ValueError(f'fitness: a score among {list(SCORES)} is needed; got {score!r}')
+        raise ValueError(f'fitness: `score` must be a function or one of {list(SCORES)} '
+                         f'(got {score!r})')
     _check_interval('fitness', n_boot, level)
     function = score if callable(score) else SCORES[score]
     y = torch.as_tensor(labels).detach().cpu().numpy()
     plan = _FitnessPlan(_halves(y, n_boot, seed), level, n_classes, strict)
-    return _try_score(function, _numbers(x), y, plan).fitness
+    found = _try_score(function, _numbers(x), y, plan).fitness
+    if strict and found.reasons: raise ValueError(f'fitness: {"; ".join(found.reasons)}')
+    return found
 
-def _check_interval(asked, n_boot, level):
-    if n_boot < 40: raise ValueError(f'{asked}: n_boot must be at least 40 (got {n_boot})')
+def _check_interval(caller, n_boot, level):
+    if n_boot < 40: raise ValueError(f'{caller}: `n_boot` must be at least 40 (got {n_boot})')
     if not 0 < level < 1:
-        raise ValueError(f'{asked}: level must be between 0 and 1 (got {level})')
+        raise ValueError(f'{caller}: `level` must be between 0 and 1 (got {level})')
 
 # %% ../nbs/16_similarity.ipynb #try-score
 _RANGES = {h_score: (0, np.inf), leep: (-np.inf, 0), nce: (-np.inf, 0), gbc: (-np.inf, 0),
@@ -510,13 +516,12 @@ def _try_score(score, x, labels, plan):
     start = time.perf_counter()
     value = score(x, labels)
     time_s = time.perf_counter() - start
-    if not np.isfinite(value): raise ValueError(f'fitness: a finite score is needed; got {value}')
+    if not np.isfinite(value): raise ValueError(f'fitness: the score is not finite (got {value})')
     reasons = _reasons(score, x, labels, plan.n_classes)
     values = np.array([_or_nan(score, x[rows], labels[rows]) for rows in plan.halves])
     missed = np.isnan(values)
     if missed.any():
         reasons.append(f'{missed.sum()} of {len(values)} halves cannot be scored')
-    if plan.strict and reasons: raise ValueError(f'fitness: {"; ".join(reasons)}')
     if missed.all(): return _Tried(Fitness(value, np.nan, np.nan, tuple(reasons)), values, time_s)
     values += value - values[~missed].mean()
     ends = .5 - plan.level / 2, .5 + plan.level / 2
@@ -553,15 +558,16 @@ def _reasons(score, x, labels, n_classes):
 # %% ../nbs/16_similarity.ipynb #named-sources
 def named_sources(
     sources:object, # a list of what `read_source` takes, or a dict of them by name
-    asked:str,      # function that asks, for the error
+    caller:str,     # function that an error names
 )->dict:            # name → `Source`
     """Read sources, and name them: those of a list by what was passed, or by place and label
 
     Raises `ValueError` unless they are two or more, of different names."""
     if isinstance(sources, (str, Path)):
-        raise ValueError(f'{asked}: a list or a dict of sources is needed; got one, {sources}')
+        raise ValueError(f'{caller}: `sources` must be a list or a dict (got one, {sources})')
     if len(sources) < 2:
-        raise ValueError(f'{asked}: two sources or more are needed; got {len(sources)}: {sources}')
+        raise ValueError(f'{caller}: `sources` must be two sources or more (got {len(sources)}: '
+                         f'{sources})')
     if isinstance(sources, dict):
         return {str(name): read_source(source) for name, source in sources.items()}
     named = {}
@@ -569,7 +575,7 @@ def named_sources(
         known = read_source(source)
         name = str(source) if isinstance(source, (str, Path)) else f'{i}: {known.label}'
         if name in named:
-            raise ValueError(f'{asked}: sources of different names are needed; got {name} twice')
+            raise ValueError(f'{caller}: `sources` holds {name} twice: give a dict of names')
         named[name] = known
     return named
 
@@ -626,18 +632,17 @@ def rank_sources(
     for equal names, an unknown score, a source that `source_outputs` refuses, and any reason to
     distrust a score if `strict`."""
     scores = [scores] if isinstance(scores, str) else list(scores)
-    if not scores: raise ValueError('rank_sources: one score or more is needed; got none')
+    if not scores: raise ValueError('rank_sources: `scores` must be one or more (got none)')
     unknown = [score for score in scores if score not in SCORES]
     if unknown:
-        raise ValueError(f'rank_sources: scores among {list(SCORES)} are needed; got {unknown}')
+        raise ValueError(f'rank_sources: `scores` must be among {list(SCORES)} (got {unknown})')
     _check_interval('rank_sources', n_boot, level)
     named = named_sources(sources, 'rank_sources')
     bar = progress_bar if progress else list
     outputs = {name: source_outputs(task, named[name], bs) for name in bar(list(named))}
     labels = next(iter(outputs.values())).labels.numpy()
     plan = _FitnessPlan(_halves(labels, n_boot, seed), level, task.n_classes, strict)
-    tables = [_rank_by(score, outputs, plan) for score in bar(scores)]
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat([_rank_by(score, outputs, plan) for score in bar(scores)], ignore_index=True)
 
 def _rank_by(name, outputs, plan):
     "The rows of one score"
@@ -657,11 +662,14 @@ def _try_source(name, source, out, plan):
     "A score of one source; of one that cannot be scored, NaN and the reason"
     score = SCORES[name]
     x = _seen_by(score, out).double().numpy()
-    try: return _try_score(score, x, out.labels.numpy(), plan)
+    try: tried = _try_score(score, x, out.labels.numpy(), plan)
     except ValueError as error:
         if plan.strict: raise ValueError(f'rank_sources: {source}: {error}') from error
         none = Fitness(np.nan, np.nan, np.nan, (str(error),))
         return _Tried(none, np.full(len(plan.halves), np.nan), 0)
+    reasons = '; '.join(tried.fitness.reasons)
+    if plan.strict and reasons: raise ValueError(f'rank_sources: {source}: {name}: {reasons}')
+    return tried
 
 # %% ../nbs/16_similarity.ipynb #plot-ranking
 def plot_ranking(
@@ -673,8 +681,8 @@ def plot_ranking(
 
     Raises `ValueError` for a score that the ranking has not."""
     if score not in set(ranking.score):
-        raise ValueError(f'plot_ranking: a score among {ranking.score.unique().tolist()} is '
-                         f'needed; got {score!r}')
+        raise ValueError(f'plot_ranking: `score` must be one of {ranking.score.unique().tolist()} '
+                         f'(got {score!r})')
     rows = ranking[(ranking.score == score) & ranking.value.notna()]
     if ax is None:
         size = 8, 1 + .4 * len(rows)

@@ -3,12 +3,13 @@ import os, re, threading
 from pathlib import Path
 from urllib.parse import unquote
 import psutil, pytest
+from ipywidgets import HTML
 from helpers import ROOT, write_folder
 from jupyter_servers import CHAPTER, choose_file, drag, lab, open_lab, open_voila, playground, tab, wait_until, write_book
 from nbtransfer.finetuning import transfer_learner
 from nbtransfer.folders import image_folder
 from nbtransfer.networks import resnet9
-from nbtransfer.playground import Choices, TransferLab, plot_nearest, plot_training
+from nbtransfer.playground import Choices, TransferLab, _errors_said_in, plot_nearest, plot_training
 from nbtransfer.tasks import digits
 from PIL import Image
 import torch
@@ -214,6 +215,15 @@ def test_text_in_the_panel_is_text():
     lab.train.click()
     lab.thread.join()
     assert '<img' not in lab.status.value and '&lt;img' in lab.status.value
+
+def test_an_error_of_our_own_is_said_and_raised():
+    "What a choice can cause is a sentence and no more"
+    panel = HTML()
+    for kind in (ValueError, RuntimeError, OSError, ImportError):
+        with _errors_said_in(panel): raise kind('no such <target>')
+        assert 'role="alert"' in panel.value and 'no such &lt;target&gt;' in panel.value
+    with pytest.raises(KeyError), _errors_said_in(panel): raise KeyError('our own')
+    assert 'role="alert"' in panel.value and 'our own' in panel.value
 
 def test_pictures_that_stay_in_files_are_looked_into(tmp_path):
     "As those in memory are: the task is asked for them"

@@ -302,7 +302,7 @@ def test_equal_sources_are_seldom_called_worse():
 def test_sources_need_names_of_their_own(target):
     for sources, words in ((['resnet9-letters'] * 2, 'resnet9-letters twice'), ('resnet9-letters', 'a list or a dict'), ([], 'two sources or more')):
         with saying('rank_sources', words): rank_sources(sources, target)
-    with saying('RGB pictures of 32 px', 'resnet9'): source_outputs(target, create_network('resnet9', 10, n_in=1))
+    with saying('resnet9', 'RGB pictures of 32 px'): source_outputs(target, create_network('resnet9', 10, n_in=1))
 
 def test_strict_stops_at_a_reason(target):
     with saying('resnet9-letters', 'fewer rows'): rank_sources(['resnet9-letters', 'article_cnn-cifar10'], target, ('LogME',), strict=True, progress=False)
