@@ -32,7 +32,7 @@ from .augmentation import BatchAugment
 from .files import cache_folder, digest, write_whole
 from .loaders import TaskDL, TaskSplit, fits
 from .networks import body_and_head, evaluating
-from .pretraining import Autocast, Compute, Curves, StopOnNaN, record_of
+from .pretraining import Compute, Curves, StopOnNaN, record_of
 from .tasks import SPLITS, normalization
 
 # %% ../nbs/11_features.ipynb #features
@@ -179,13 +179,12 @@ def _compute_features(asked, files):
     loader.rng = Random(asked.seed)
     learn.model.to(learn.dls.device)
     compute = _compute_of(learn)
-    rounded = torch.autocast(compute.device.type, compute.precision,
-                             compute.precision != torch.float32)
     shows_progress = any(isinstance(cb, ProgressCallback) for cb in learn.cbs)
     n_views = max(1, asked.n_views)
     feats = None
     labels = []
-    with evaluating(body), rounded, loader.dataset.set_split_idx(0 if asked.n_views else 1):
+    split_idx = 0 if asked.n_views else 1
+    with evaluating(body), compute.autocast(), loader.dataset.set_split_idx(split_idx):
         for view in range(n_views):
             at = 0
             for x, y in progress_bar(loader) if shows_progress else loader:
@@ -273,12 +272,11 @@ def head_learner(
     train_dl.rng = copy(own.rng)
     valid_dl = TaskDL(valid, learn.dls[1].bs, device=device)
     dls = DataLoaders(train_dl, valid_dl, device=device, path=learn.path)
-    precision = _compute_of(learn).precision
-    rounding = [] if precision == torch.float32 else [Autocast(precision)]
+    ours = [Curves(), StopOnNaN(), NextView(), *_compute_of(learn).rounding()]
     head = body_and_head(learn.model)[1].requires_grad_(True)
     return Learner(dls, head, path=learn.path, model_dir=learn.model_dir,
                    loss_func=learn.loss_func, opt_func=learn.opt_func, metrics=learn.metrics,
-                   wd=learn.wd, cbs=[Curves(), StopOnNaN(), NextView(), *rounding, *(cbs or [])])
+                   wd=learn.wd, cbs=[*ours, *(cbs or [])])
 
 # %% ../nbs/11_features.ipynb #linear-probe
 def linear_probe(
