@@ -8,7 +8,7 @@ Docs: https://nbtransfer.github.io/nbtransfer/features.html.md"""
 __all__ = ['Features', 'NextView', 'body_features', 'head_learner', 'linear_probe']
 
 # %% ../nbs/11_features.ipynb #imports
-import hashlib, json, os, shutil, time, warnings
+import os, shutil, time, warnings
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,7 +29,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from .augmentation import BatchAugment
-from .files import cache_folder, digest, write_whole
+from .files import cache_folder, digest, seal, write_whole
 from .loaders import TaskDL, TaskSplit, fits
 from .networks import body_and_head, evaluating
 from .pretraining import Compute, Curves, StopOnNaN, record_of
@@ -94,8 +94,7 @@ class _Asked:
 
 def _pictures_key(data, task):
     "What stands for the pictures of a data set, and their labels; None if nothing does"
-    if isinstance(data, TaskSplit):
-        return digest(dict(images=data.images[data.idxs], labels=data.labels[data.idxs]))
+    if isinstance(data, TaskSplit): return data.fingerprint()
     files = getattr(data, 'items', [])
     if task is None or not len(files): return None
     if not all(isinstance(file, Path) for file in files): return None
@@ -122,9 +121,9 @@ def _features_key(asked):
         tfms.append((type(tfm).__name__, numbers))
     facts = [digest(dict(asked.body.state_dict())), str(asked.body), pictures,
              normalization(learn.dls), tfms, getattr(task, 'size_px', None),
-             str(_compute_of(learn).precision), list(learn.dls.vocab),
+             _compute_of(learn).precision_name, list(learn.dls.vocab),
              (asked.n_views, asked.seed) if asked.n_views else None]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    return seal(facts)
 
 # %% ../nbs/11_features.ipynb #feature-files
 class _FeatureFiles:
@@ -289,7 +288,8 @@ def linear_probe(
 )->pd.DataFrame:     # a row a strength: `C`, `valid_accuracy`, `converged`, `chosen`
     """Set a linear head to the logistic regression that does best on `valid`
 
-    Raises `ValueError` if the head is not linear, or a class has no training picture.
+    Raises `ValueError` if the head is not linear or has no bias, `Cs` is empty, or a class has no
+    training picture.
 
     Source: Alain and Bengio 2016, Understanding intermediate layers using linear classifiers."""
     head = body_and_head(learn.model)[1]
@@ -299,6 +299,10 @@ def linear_probe(
     if head.bias is None:
         raise ValueError('linear_probe: a linear head with a bias is needed; this one has none: '
                          'use head_learner')
+    strengths = sorted(Cs)
+    if not strengths:
+        raise ValueError('linear_probe: Cs must hold at least one inverse strength of '
+                         f'regularisation (got {Cs!r})')
     train = body_features(learn, 'train', n_views, seed)
     present = train.labels.unique().tolist()
     absent = [name for i, name in enumerate(train.vocab) if i not in present]
@@ -315,7 +319,7 @@ def linear_probe(
     y_valid = valid.labels.cpu().numpy()
     best_accuracy = -1.
     rows = []
-    for C in sorted(Cs):
+    for C in strengths:
         probe = LogisticRegression(C=C, max_iter=max_iter)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', ConvergenceWarning)

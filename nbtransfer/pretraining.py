@@ -636,6 +636,7 @@ class Checkpoint(Callback):
         self.due = _Due(every_steps, every_min)
         self.found = _read_checkpoint(self.file, resume)   # what to become
         self.runs = []        # what has to be the same, of each fit before this one
+        self.facts = None     # the same of the fit that goes on
         self.trains = False   # whether a fit goes on
         self.jump = None      # to the epoch in which the run was cut off
 
@@ -650,7 +651,9 @@ class Checkpoint(Callback):
 
     def before_train(self):
         if hasattr(self.learn, 'lr_finder'): return
-        if not self.trains: self.due.start()
+        if not self.trains:
+            self.due.start()
+            self.facts = _run_facts(self.learn)
         self.trains = True
         if self.found:
             self._check()
@@ -673,11 +676,12 @@ class Checkpoint(Callback):
         if self.jump: self.jump.undo()
         self.jump = None
         if is_finished:
+            self.facts = _run_facts(self.learn)
             self._check()
             if len(self.runs) == self.found['place'][0]: self._restore()
         elif self.trains: self._save(None)
         else: return
-        self.runs = [*self.runs, _run_facts(self.learn)]
+        self.runs = [*self.runs, self.facts]
         self.trains = False
 
 # %% ../nbs/05_pretraining.ipynb #checkpoint-save
@@ -688,16 +692,16 @@ def _gathers(model):
 def _run_facts(learn):
     "What has to be the same in the run that goes on"
     data = learn.dls.train_ds
-    is_task = isinstance(data, TaskSplit)
+    pictures = data.fingerprint() if isinstance(data, TaskSplit) else len(data)
     return dict(epochs=learn.n_epoch, batches=len(learn.dls.train),
                 parameters=count_params(learn.model), recipe=json.dumps(record_of(learn).recipe),
-                pictures=digest(dict(idxs=data.idxs)) if is_task else len(data))
+                pictures=pictures)
 
 @patch
 def _check(self:Checkpoint):
     "Raise `ValueError` if another run was begun than the one that was cut off"
     written = self.found['runs'][len(self.runs)]
-    for what, now in _run_facts(self.learn).items():
+    for what, now in self.facts.items():
         if written[what] != now:
             raise ValueError(f'Checkpoint: the run of {self.file} is needed, with {what} '
                              f'{written[what]}; got {now}: run the same code again, or pass '
@@ -708,7 +712,7 @@ def _save(self:Checkpoint, batch):
     "Write the state after `batch` batches of this epoch, or of a finished fit if None"
     self.due.start()
     _write_checkpoint(self.file, dict(
-        place=[len(self.runs), self.epoch, batch], runs=[*self.runs, _run_facts(self.learn)],
+        place=[len(self.runs), self.epoch, batch], runs=[*self.runs, self.facts],
         begun=self.begun, **_run_state(self.learn)))
 
 @patch
