@@ -308,7 +308,7 @@ def _train(run, how, task, source):
                lr_max=budget.lr_max or _top_rate(learn), n_epochs=meter.epochs,
                n_steps=meter.epochs * len(learn.dls.train), time_s=meter.time_s,
                cpu_s=meter.cpu_s, flops=meter.flops, device=compute.device.type,
-               precision=str(compute.precision).removeprefix('torch.'))
+               precision=compute.precision_name)
     for i, name in enumerate(_CURVE): row[name] = [look[i] for look in meter.rows]
     if not run.test: return row
     preds, labels = learn.get_preds(ds_idx=2)
@@ -493,13 +493,13 @@ def _check_same(path, had, now):
     "Raise `ValueError` if a store has another task, source or budget"
     for name in ('task', 'source'):
         if had.get(name) != now[name]:
-            raise ValueError(f'compare: {path} holds runs with the {name} {had.get(name)}; got '
-                             f'{now[name]}: name another path')
+            raise ValueError(f'compare: {path} holds runs with another {name}, {had.get(name)} '
+                             f'(got {now[name]}): name another path')
     for n, budget in now['budgets'].items():
         spent = had.get('budgets', {}).get(n, budget)
         if spent != budget:
-            raise ValueError(f'compare: {path} holds runs with {n} labels per class and the budget '
-                             f'{spent}; got {budget}: name another path')
+            raise ValueError(f'compare: {path} holds runs with {n} labels per class and another '
+                             f'budget, {spent} (got {budget}): name another path')
 
 def _also(had, now): return had if str(now) in str(had) else f'{had}; {now}'
 
