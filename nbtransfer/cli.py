@@ -15,10 +15,10 @@ from pathlib import Path
 from statistics import mean, stdev
 
 # %% ../nbs/26_cli.ipynb #add-options
-_BUILT_IN = 'digits', 'letters', 'cifar10', 'cifar100'
-_TASKS = f'{", ".join(_BUILT_IN)}, or a folder of class folders of pictures'
+_TASK_NAMES = 'digits', 'letters', 'cifar10', 'cifar100'
+_TASKS = f'{", ".join(_TASK_NAMES)}, or a folder of class folders of pictures'
 
-def _add(command, name, default, help, **kwargs):
+def _add_option(command, name, default, help, **kwargs):
     "Add an option with a value; its help ends in the default"
     if default is not None:
         shown = shlex.join(map(str, default)) if isinstance(default, list) else default
@@ -34,25 +34,25 @@ def _add_options(command, name):
         command.add_argument('out', type=Path, metavar='DIR', help='folder to make')
         return
     if name == 'playground':
-        _add(command, '--port', 8866, 'where on 127.0.0.1')
+        _add_option(command, '--port', 8866, 'where on 127.0.0.1')
         _add_flag(command, '--no-browser', 'open no browser')
         return
     out = Path(f'nbtransfer-{name}')
-    _add(command, '--out', out, 'folder for the results', type=Path, metavar='DIR')
+    _add_option(command, '--out', out, 'folder for the results', type=Path, metavar='DIR')
     _add_flag(command, '--overwrite', 'write into a folder that has files already')
     if name == 'demo':
-        _add(command, '--seeds', 5, 'number of seeds')
+        _add_option(command, '--seeds', 5, 'number of seeds')
         return
     weights = '' if name == 'pretrain' else '; or weights: a file, or a name of timm or the Hub'
     command.add_argument('--source', required=True, help=_TASKS + weights)
     if name != 'pretrain': command.add_argument('--target', required=True, help=_TASKS)
     archs = 'article_cnn, resnet9, or a timm or torchvision name'
-    _add(command, '--arch', 'resnet9', f'network to pretrain: {archs}', metavar='NAME')
+    _add_option(command, '--arch', 'resnet9', f'network to pretrain: {archs}', metavar='NAME')
     if name == 'pretrain': _add_recipe(command)
     _add_budget(command, name)
     if name == 'compare': _add_search(command)
-    _add(command, '--size', 32, 'height and width of pictures from a folder, in pixels',
-         metavar='PX')
+    _add_option(command, '--size', 32, 'height and width of pictures from a folder, in pixels',
+                metavar='PX')
     _add_flag(command, '--convert', 'convert grey, transparent and 16-bit pictures of a folder')
     _add_flag(command, '--skip-bad', 'leave out files of a folder that cannot be decoded')
     more = ', or add to it' if name == 'compare' else ''
@@ -63,41 +63,46 @@ _AUGMENT = 'article', 'crop', 'none'
 
 def _add_recipe(command):
     "How a network is pretrained"
-    _add(command, '--width', None, 'width of a resnet9: channels of its stem (default 16)',
-         type=int)
-    _add(command, '--lr', None, 'top of the one-cycle schedule (default: what suits the network)',
-         type=float, metavar='LR')
-    _add(command, '--wd', .01, 'decoupled weight decay', metavar='WD')
-    _add(command, '--smoothing', 0., 'label smoothing, in [0, 1)', metavar='SHARE')
-    _add(command, '--augment', 'article', "the article's turns, shifts and mirror images; crop: "
-         'whole pixels, mirror images and a hidden square; none', metavar='NAME', choices=_AUGMENT)
+    _add_option(command, '--width', None, 'width of a resnet9: channels of its stem (default 16)',
+                type=int)
+    _add_option(command, '--lr', None,
+                'top of the one-cycle schedule (default: what suits the network)', type=float,
+                metavar='LR')
+    _add_option(command, '--wd', .01, 'decoupled weight decay', metavar='WD')
+    _add_option(command, '--smoothing', 0., 'label smoothing, in [0, 1)', metavar='SHARE')
+    _add_option(command, '--augment', 'article', "the article's turns, shifts and mirror images; "
+                'crop: whole pixels, mirror images and a hidden square; none', metavar='NAME',
+                choices=_AUGMENT)
 
 def _add_budget(command, name):
     "How much of what is trained, and how often"
     passes = 'passes over the training pictures'
-    if name == 'pretrain': _add(command, '--epochs', 6, passes)
+    if name == 'pretrain': _add_option(command, '--epochs', 6, passes)
     else:
         steps = '--steps' if name == 'compare' else '200 steps'
-        _add(command, '--epochs', None, f'{passes}; as many as make {steps} if left out', type=int)
-        _add(command, '--source-epochs', 6, 'epochs of pretraining, if the source is a task')
+        _add_option(command, '--epochs', None, f'{passes}; as many as make {steps} if left out',
+                    type=int)
+        _add_option(command, '--source-epochs', 6, 'epochs of pretraining, if the source is a task')
     labels = 'labels of each class to use, 0 for all'
     if name == 'compare':
-        _add(command, '--per-class', [0], f'{labels}; several to compare', type=int, nargs='+')
-    else: _add(command, '--per-class', 0, labels)
-    _add(command, '--seeds', 3 if name == 'compare' else 1, 'number of seeds, from 0')
-    _add(command, '--batch-size', 128, 'pictures in a batch')
+        _add_option(command, '--per-class', [0], f'{labels}; several to compare', type=int,
+                    nargs='+')
+    else: _add_option(command, '--per-class', 0, labels)
+    _add_option(command, '--seeds', 3 if name == 'compare' else 1, 'number of seeds, from 0')
+    _add_option(command, '--batch-size', 128, 'pictures in a batch')
 
 def _add_search(command):
     "Which ways are compared, and how their rates are searched"
     names = ['scratch', 'copy and tune', 'head only', 'head first']
-    _add(command, '--strategies', names, 'ways of training', type=str, metavar='NAME', nargs='+')
-    _add(command, '--steps', 200, 'least number of training steps')
-    _add(command, '--rates', None, 'top learning rates to choose from on valid, each way by '
-         'itself; no search if left out', type=float, metavar='LR', nargs='+')
-    _add(command, '--trial-epochs', None, 'epochs of a trial in that search (default: as of a run)',
-         type=int)
-    _add(command, '--looks', 5, 'looks at valid on the way of a run')
-    _add(command, '--jobs', 1, 'runs side by side')
+    _add_option(command, '--strategies', names, 'ways of training', type=str, metavar='NAME',
+                nargs='+')
+    _add_option(command, '--steps', 200, 'least number of training steps')
+    _add_option(command, '--rates', None, 'top learning rates to choose from on valid, each way by '
+                'itself; no search if left out', type=float, metavar='LR', nargs='+')
+    _add_option(command, '--trial-epochs', None,
+                'epochs of a trial in that search (default: as of a run)', type=int)
+    _add_option(command, '--looks', 5, 'looks at valid on the way of a run')
+    _add_option(command, '--jobs', 1, 'runs side by side')
 
 # %% ../nbs/26_cli.ipynb #check-out
 def _check_out(args):
@@ -105,18 +110,17 @@ def _check_out(args):
     above = [args.out, *args.out.absolute().parents]
     there = next(path for path in above if path.exists())
     if not there.is_dir():
-        raise ValueError(f'a folder is needed for the results; {there} is a file: name another')
+        raise ValueError(f'{there} is a file, and results need a folder: name another')
     if getattr(args, 'resume', False):
         kept = 'runs.json' if args.command == 'compare' else 'checkpoint-*.safetensors'
         if any(args.out.glob(kept)): return
-        raise ValueError(f'a run that was cut off is needed; {args.out} has no {kept}: it is '
-                         'finished, or was cut off too soon: leave --resume out')
+        raise ValueError(f'{args.out} has no {kept}, so its run is finished or was cut off too '
+                         'soon: leave --resume out')
     if not args.out.is_dir() or not any(args.out.iterdir()): return
     has_option = hasattr(args, 'overwrite')
     if has_option and args.overwrite: return
     way_out = ' with --out, or pass --overwrite' if has_option else ''
-    raise ValueError(f'a new or empty folder is needed; {args.out} has files: name another'
-                     f'{way_out}')
+    raise ValueError(f'{args.out} has files: name another folder{way_out}')
 
 _COUNTS = ('epochs', 'source_epochs', 'trial_epochs', 'seeds', 'batch_size', 'size', 'width',
            'steps', 'looks', 'jobs')
@@ -127,26 +131,14 @@ def _check_numbers(args):
     for name in _COUNTS:
         if given.get(name, 1) < 1:
             option = name.replace('_', '-')
-            raise ValueError(f'--{option} must be 1 or more; got {given[name]}')
+            raise ValueError(f'--{option} must be at least 1 (got {given[name]})')
     if 'lr' in given and not 0 < args.lr < 1:
-        raise ValueError(f'--lr must be in (0, 1); got {args.lr}')
+        raise ValueError(f'--lr must be between 0 and 1 (got {args.lr})')
     for rate in given.get('rates', []):
-        if not 0 < rate < 1: raise ValueError(f'--rates must be in (0, 1); got {rate}')
+        if not 0 < rate < 1: raise ValueError(f'--rates must be between 0 and 1 (got {rate})')
     for name in ('wd', 'smoothing'):
         if not 0 <= given.get(name, 0) < 1:
-            raise ValueError(f'--{name} must be in [0, 1); got {given[name]}')
-
-# %% ../nbs/26_cli.ipynb #write
-def _write(path, save):
-    "Call `save` with a name beside `path`, then rename"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.part-{path.name}')
-    try:
-        save(part)
-        part.replace(path)
-    finally: part.unlink(missing_ok=True)
-
-def _save_figure(path, ax): _write(path, lambda part: ax.figure.savefig(part, dpi=120))
+            raise ValueError(f'--{name} must be at least 0 and below 1 (got {given[name]})')
 
 # %% ../nbs/26_cli.ipynb #library
 def _library():
@@ -164,6 +156,12 @@ def _library():
     warnings.showwarning = lambda message, *_: print(f'nbtransfer: {message}', file=sys.stderr)
     return library
 
+def _save_figure(nb, path, ax):
+    with nb.write_whole(path) as file: ax.figure.savefig(file, dpi=120)
+
+def _save_table(nb, path, table):
+    with nb.write_whole(path) as file: table.to_csv(file, index=False)
+
 def _watched(): return sys.stdout.isatty()
 
 def _quiet(nb): return [] if _watched() else [nb.Quiet()]
@@ -174,7 +172,9 @@ def _task(nb, name, args):
     print(task, flush=True)
     return task
 
-def _drawn(task, args, seed): return task.subset(args.per_class, seed) if args.per_class else task
+def _few_of(task, args, seed):
+    "The task with as many labels as were asked for"
+    return task.subset(args.per_class, seed) if args.per_class else task
 
 # %% ../nbs/26_cli.ipynb #source
 def _width(args): return dict(width=args.width) if getattr(args, 'width', None) else {}
@@ -183,16 +183,15 @@ def _check_network(nb, args, task):
     "Refuse a network that is unknown, or does not take the task's pictures"
     try: model = nb.create_network(args.arch, task.n_classes, **_width(args))
     except TypeError as error:
-        raise ValueError(f'a network that has a width is needed for --width; {args.arch} has none: '
-                         'leave it out') from error
+        raise ValueError(f'{args.arch} has no width: leave --width out') from error
     try: nb.count_flops(model, task.size_px)
     except (AssertionError, RuntimeError) as error:
-        raise ValueError(f'a network that takes {task.size_px}×{task.size_px} pictures is needed; '
-                         f'{args.arch} does not ({error}): name another, or a --size') from error
+        raise ValueError(f'{args.arch} does not take {task.size_px}×{task.size_px} pictures '
+                         f'({error}): name another --arch, or a --size') from error
 
 def _source(nb, args):
     "Weights from anywhere, or a function that trains some: everything else is checked before"
-    if args.source in _BUILT_IN or Path(args.source).is_dir():
+    if args.source in _TASK_NAMES or Path(args.source).is_dir():
         task = _task(nb, args.source, args)
         _check_network(nb, args, task)
         return lambda: _train_source(nb, args, task)
@@ -201,8 +200,8 @@ def _source(nb, args):
         if 'arch' not in source.card: return source
         return nb.read_source(nb.load_weights(source))   # checks that it is what its card says
     except ValueError as error:
-        raise ValueError(f'a source is needed: {_TASKS}, or weights; got {args.source!r}, and '
-                         f'{error}') from error
+        raise ValueError(f'--source must be {_TASKS}, or weights (got {args.source!r}; as weights: '
+                         f'{error})') from error
 
 def _trained(source): return source() if callable(source) else source
 
@@ -257,13 +256,13 @@ def _pretrain(args):
     _check_network(nb, args, task)
     accuracies = []
     for seed in range(args.seeds):
-        learn = nb.pretrain(_drawn(task, args, seed), args.arch, args.epochs, args.lr,
+        learn = nb.pretrain(_few_of(task, args, seed), args.arch, args.epochs, args.lr,
                             bs=args.batch_size, augment=_augment(nb, args, task), wd=args.wd,
                             seed=seed, smoothing=args.smoothing,
                             cbs=[_checkpoint(nb, args, seed), *_quiet(nb)], **_width(args))
         path = _weights_path(args, f'{args.arch.replace("/", "-")}-{task.name}', seed)
         accuracies.append(_keep(nb, args, learn, path, half=True))
-    _save_figure(args.out/'curves.png', nb.plot_curves(learn)[0])
+    _save_figure(nb, args.out/'curves.png', nb.plot_curves(learn)[0])
     _finish(args, accuracies)
 
 # %% ../nbs/26_cli.ipynb #finetune
@@ -271,7 +270,7 @@ def _finetune(args):
     nb = _library()
     source = _source(nb, args)
     task = _task(nb, args.target, args)
-    tasks = [_drawn(task, args, seed) for seed in range(args.seeds)]
+    tasks = [_few_of(task, args, seed) for seed in range(args.seeds)]
     source = _trained(source)
     arch = None if 'arch' in source.card else args.arch
     accuracies = []
@@ -282,9 +281,8 @@ def _finetune(args):
         if seed == 0: print(f'{learn.record.receipt}\nFine-tuning, {n_epochs} epochs', flush=True)
         nb.fine_tune(learn, n_epochs)
         accuracies.append(_keep(nb, args, learn, _weights_path(args, 'finetuned', seed)))
-    rows = learn.record.receipt.rows
-    _write(args.out/'receipt.csv', lambda part: rows.to_csv(part, index=False))
-    _save_figure(args.out/'learning-rates.png', learn.inspector.plot('lr'))
+    _save_table(nb, args.out/'receipt.csv', learn.record.receipt.rows)
+    _save_figure(nb, args.out/'learning-rates.png', learn.inspector.plot('lr'))
     _finish(args, accuracies)
 
 # %% ../nbs/26_cli.ipynb #compare
@@ -298,21 +296,21 @@ def _compare(args):
                         path=args.out/'runs', progress=_watched(), rates=args.rates,
                         trial_epochs=args.trial_epochs, n_looks=args.looks, n_jobs=args.jobs,
                         resume=args.resume)
-    _report(args, result)
+    _report(nb, args, result)
 
-def _report(args, result):
+def _report(nb, args, result):
     "Print and save tables and plot"
     text = f'{result}\n'
     names = result.runs.strategy.unique().tolist()
     baseline = 'scratch' if 'scratch' in names else names[0]
     differences = result.differences(baseline).round(2)
-    _write(args.out/'differences.csv', lambda part: differences.to_csv(part, index=False))
+    _save_table(nb, args.out/'differences.csv', differences)
     if len(differences):
         text += (f'\nDifference from {baseline} in points, with its 95 % interval\n'
                  f'{differences.to_string(index=False)}\n')
     print(f'\n{text}', flush=True)
-    _write(args.out/'table.txt', lambda part: part.write_text(text, encoding='utf-8'))
-    _save_figure(args.out/'comparison.png', result.plot())
+    with nb.write_whole(args.out/'table.txt') as file: file.write(text.encode())
+    _save_figure(nb, args.out/'comparison.png', result.plot())
     result.report(args.out/'report.html', baseline)
     print(f'runs, tables and plot in {args.out}')
 
@@ -333,7 +331,7 @@ def _demo(args):
           f'labels per class, {args.seeds} seeds, 40 steps a run', flush=True)
     result = nb.compare(target, path, labels, strategies, seeds=args.seeds, n_steps=40,
                         path=args.out/'runs', progress=_watched(), resume=False)
-    _report(args, result)
+    _report(nb, args, result)
     print(_conclusion(result, args.seeds))
 
 def _conclusion(result, seeds):
@@ -352,14 +350,22 @@ def _book():
     package = Path(__file__).parent
     for folder in (package/'notebooks', package.parent/'nbs'):
         if folder.is_dir(): return folder
-    raise ValueError('the chapters are needed and not part of this installation; install '
-                     'nbtransfer from a wheel or a clone')
+    raise ValueError('this installation is without the chapters: install nbtransfer from a wheel '
+                     'or a clone')
+
+def _copy(file, path):
+    "Copy a file; the copy has its name only when it is whole"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f'.part-{path.name}')
+    try:
+        shutil.copyfile(file, part)
+        part.replace(path)
+    finally: part.unlink(missing_ok=True)
 
 def _notebooks(args):
     book = _book()
     chapters = sorted(book.glob('*.ipynb'))
-    for file in [*chapters, *book.glob('images/*')]:
-        _write(args.out/file.relative_to(book), lambda part: shutil.copyfile(file, part))
+    for file in [*chapters, *book.glob('images/*')]: _copy(file, args.out/file.relative_to(book))
     print(f'{len(chapters)} notebooks in {args.out}; open them with: jupyter lab {args.out}')
 
 # %% ../nbs/26_cli.ipynb #playground
@@ -369,9 +375,9 @@ _PAGE = '''{% extends 'voila/templates/lab/index.html.j2' %}{% block notebook_cs
 
 def _playground(args):
     if not 0 < args.port < 65536:
-        raise ValueError(f'--port must be in 1..65535; got {args.port}')
+        raise ValueError(f'--port must be from 1 to 65535 (got {args.port})')
     if find_spec('voila') is None:
-        raise ValueError('Voilà is needed for the playground and not installed here: run '
+        raise ValueError('Voilà, which serves the playground, is not installed here: run '
                          "pip install 'nbtransfer[playground]'")
     with socket.socket() as probe:
         if probe.connect_ex(('127.0.0.1', args.port)) == 0:
@@ -385,8 +391,9 @@ def _playground(args):
     print(f'http://127.0.0.1:{args.port} shows the playground in about a minute; Ctrl-C ends it')
     with tempfile.TemporaryDirectory() as folder:
         template = Path(folder)/'voila'/'templates'/'nbtransfer'
-        _write(template/'conf.json', lambda part: part.write_text('{"base_template": "lab"}'))
-        _write(template/'index.html.j2', lambda part: part.write_text(_PAGE))
+        template.mkdir(parents=True)
+        (template/'conf.json').write_text('{"base_template": "lab"}')
+        (template/'index.html.j2').write_text(_PAGE)
         path = os.pathsep.join(filter(None, [folder, os.environ.get('JUPYTER_PATH')]))
         command = [sys.executable, '-m', 'voila', _book()/'25_playground.ipynb', *options]
         try: ended = subprocess.run(command, env={**os.environ, 'JUPYTER_PATH': path}).returncode

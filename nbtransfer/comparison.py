@@ -10,7 +10,8 @@ __all__ = ['STRATEGIES', 'paired_interval', 'plot_intervals', 'Budget', 'epochs_
 
 # %% ../nbs/12_comparison.ipynb #imports
 import base64, hashlib, html, io, itertools, json, platform, threading, time
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from math import ceil
@@ -52,7 +53,7 @@ def paired_interval(
     Teachers Should Know About the Bootstrap."""
     a = np.asarray(a, float)
     b = np.asarray(b, float)
-    _check_pairs(a, b, level)
+    _check_results(a, b, level)
     d = b - a
     m = len(d)
     mean = d.mean()
@@ -66,19 +67,20 @@ def paired_interval(
     low, high = found.confidence_interval
     return mean, mean + stretch * low, mean + stretch * high
 
-def _check_pairs(a, b, level):
+def _check_results(a, b, level):
     "Raise `ValueError` for what has no interval"
     if a.ndim != 1 or a.shape != b.shape:
-        raise ValueError('paired_interval: one number for each seed is needed, the same seeds for '
-                         f'both; got shapes {a.shape} and {b.shape}')
+        raise ValueError('paired_interval: `a` and `b` must have one number for each seed, of the '
+                         f'same seeds (got shapes {a.shape} and {b.shape})')
     if len(a) < 2:
-        raise ValueError(f'paired_interval: two seeds or more are needed; got {len(a)}')
+        raise ValueError('paired_interval: `a` and `b` must have two seeds or more '
+                         f'(got {len(a)})')
     if not 0 < level < 1:
         raise ValueError(f'paired_interval: `level` must be between 0 and 1 (got {level})')
     if (1 + level) / 2 == .5:
         raise ValueError(f'paired_interval: `level` is too close to 0 (got {level})')
     if not np.isfinite([a, b]).all():
-        raise ValueError(f'paired_interval: finite results are needed; got {a} and {b}')
+        raise ValueError(f'paired_interval: `a` and `b` must be finite (got {a} and {b})')
 
 # %% ../nbs/12_comparison.ipynb #plot-intervals
 def plot_intervals(
@@ -99,8 +101,8 @@ def plot_intervals(
     if looks is None: looks = [dict(fmt='o', color='C0')] * n
     given = [len(part) for part in (values, lows, highs, names, filled, looks)]
     if given != [n] * 6:
-        raise ValueError('plot_intervals: a value, both ends and a name are needed for each row, '
-                         f'and `filled` and `looks` of the same length; got lengths {given}')
+        raise ValueError('plot_intervals: `values`, `lows`, `highs`, `names`, `filled` and `looks` '
+                         f'must be of one length (got lengths {given})')
     if ax is None: ax = plt.subplots(figsize=(6, 1.2 + .22 * n), layout='constrained')[1]
     rows = zip(values, lows, highs, filled, looks)
     for i, (value, low, high, is_filled, look) in enumerate(rows):
@@ -177,6 +179,12 @@ def _drawn(task, per_class, seed):
     if per_class in (0, _most(task)): return task
     return task.subset(per_class, seed)
 
+def _check_many(caller, name, value):
+    "Raise `TypeError` for one number where several are taken"
+    if isinstance(value, Iterable) and not isinstance(value, str): return
+    raise TypeError(f'{caller}: `{name}` must be a tuple of numbers, such as ({value!r},) '
+                    f'(got {value!r})')
+
 def check_comparison(
     task:Task,        # the target
     per_class:tuple,  # numbers of labels of each class; 0 for all
@@ -184,36 +192,39 @@ def check_comparison(
     seeds:int,        # number of seeds
     *,
     rates:tuple=(),   # as for `compare`
+    caller:str='compare', # whom the messages name
     **numbers,        # those of `compare` that are counts, such as `bs` and `n_epochs`
 )->None:              # nothing, if all is well
-    "Raise `ValueError` for what `compare` could not run"
+    "Raise `ValueError` for what `compare` could not run, `TypeError` if `per_class` is one number"
     names = list(STRATEGIES)
-    if not strategies: raise ValueError(f'compare: name strategies, among {names}; got none')
+    if not strategies: raise ValueError(f'{caller}: `strategies` is empty: name some of {names}')
     unknown = [name for name in strategies if name not in STRATEGIES]
     if unknown:
-        raise ValueError(f'compare: strategies must be among {names}; got {unknown}')
+        raise ValueError(f'{caller}: strategies must be among {names} (got {unknown})')
     if seeds < 2:
-        raise ValueError('compare: an interval needs two seeds or more; '
+        raise ValueError(f'{caller}: an interval needs two seeds or more; '
                          f'`seeds` must be at least 2 (got {seeds})')
     if seeds > _TRIAL_SEED:
-        raise ValueError(f'compare: `seeds` must be at most {_TRIAL_SEED} (got {seeds})')
+        raise ValueError(f'{caller}: `seeds` must be at most {_TRIAL_SEED} (got {seeds})')
+    _check_many(caller, 'per_class', per_class)
     if not len(per_class):
-        raise ValueError('compare: say how many labels per class; `per_class` is empty')
+        raise ValueError(f'{caller}: `per_class` is empty: say how many labels of each class')
     for n in per_class:
         if n: _drawn(task, n, 0)
     for name, number in numbers.items():
         if number is not None and (number < 1 or number != int(number)):
-            raise ValueError(f'compare: `{name}` must be a whole number, at least 1 (got {number})')
+            raise ValueError(f'{caller}: `{name}` must be a whole number, at least 1 '
+                             f'(got {number})')
     for rate in rates:
         if not 0 < rate < np.inf:
-            raise ValueError(f'compare: `rates` must be above 0 and finite (got {rate})')
+            raise ValueError(f'{caller}: `rates` must be above 0 and finite (got {rate})')
 
-def _read_whole(source):
+def _read_whole(source, caller='compare'):
     "A source that says which network it is, so that scratch can train the same"
     source = read_source(source)
     if 'arch' not in source.card:
-        raise ValueError('compare: a source made by create_network is needed, so that scratch can '
-                         f'use its network; got {source.label}')
+        raise ValueError(f'{caller}: {source.label} does not say which network it is, and scratch '
+                         'trains the same: take a source made by create_network')
     return source
 
 # %% ../nbs/12_comparison.ipynb #meter
@@ -289,16 +300,16 @@ def _train(run, how, task, source):
     meter = Meter(budget.n_epochs, task.size_px, budget.n_looks if run.test else 1)
     learn = how(few, source, budget, seed=run.seed, cbs=[Quiet(), meter])
     if meter.epochs != budget.n_epochs or not meter.rows:
-        raise RuntimeError(f'{budget.n_epochs} epochs with the callbacks that were given are '
-                           f'needed; the strategy trained {meter.epochs} with them')
-    curves = dict(zip(_CURVE, map(list, zip(*meter.rows))))
+        raise RuntimeError(f'the strategy must train {budget.n_epochs} epochs with the callbacks '
+                           f'it is given (it trained {meter.epochs} with them)')
     compute = learn.record.compute
     row = dict(strategy=run.strategy, per_class=run.per_class or _most(task), seed=run.seed,
                accuracy=np.nan, valid_accuracy=meter.rows[-1][-1],
                lr_max=budget.lr_max or _top_rate(learn), n_epochs=meter.epochs,
                n_steps=meter.epochs * len(learn.dls.train), time_s=meter.time_s,
                cpu_s=meter.cpu_s, flops=meter.flops, device=compute.device.type,
-               precision=str(compute.precision).removeprefix('torch.'), **curves)
+               precision=compute.precision_name)
+    for i, name in enumerate(_CURVE): row[name] = [look[i] for look in meter.rows]
     if not run.test: return row
     preds, labels = learn.get_preds(ds_idx=2)
     predicted = preds.argmax(1)
@@ -318,15 +329,16 @@ def run_one(
     test:bool=True,  # whether to look at the test split
 )->dict:             # a row of `Comparison.runs`
     "Train by one strategy and look at the test split once; raises `ValueError` as `compare` does"
-    rates = [budget.lr_max] if budget.lr_max else []
-    check_comparison(task, [per_class], [strategy], 2, rates=rates, bs=budget.bs,
+    check_comparison(task, [per_class], [strategy], 2, caller='run_one', bs=budget.bs,
                      n_steps=budget.n_steps, n_epochs=budget.n_epochs, n_looks=budget.n_looks)
+    if budget.lr_max and not 0 < budget.lr_max < np.inf:
+        raise ValueError(f'run_one: `lr_max` must be above 0 and finite (got {budget.lr_max})')
     few = _drawn(task, per_class, seed)
     n_epochs = budget.n_epochs or epochs_for(few, budget.n_steps, budget.bs)
     lr_max = float(budget.lr_max) if budget.lr_max else None
     budget = replace(budget, n_epochs=n_epochs, lr_max=lr_max)
     run = _Run(strategy, per_class, seed, budget, test=test)
-    return _train(run, STRATEGIES[strategy], task, _read_whole(source))
+    return _train(run, STRATEGIES[strategy], task, _read_whole(source, 'run_one'))
 
 # %% ../nbs/12_comparison.ipynb #comparison
 class Comparison:
@@ -358,13 +370,23 @@ class Comparison:
         costs = runs.groupby(['per_class', 'strategy'], sort=False)[kinds].median()
         return costs.astype(dict(n_epochs=int, n_steps=int))
 
+    def _test_labels(self):
+        "The `(n,)` classes of the test pictures"
+        if 'labels' not in self.facts:
+            raise ValueError('Comparison: its facts have no labels of the test pictures to hold '
+                             'predictions against: take a comparison that `compare` made')
+        return np.array(self.facts['labels'])
+
     def _guesses(self, strategy, per_class):
         "The classes predicted of the `n` test pictures by each run, seed → `(n,)`"
         runs = self.runs[(self.runs.strategy == strategy) & (self.runs.per_class == per_class)]
-        if 'labels' not in self.facts or not len(runs) or 'predicted' not in runs:
+        if not len(runs):
             have = sorted(set(zip(self.runs.strategy, self.runs.per_class)))
-            raise ValueError('Comparison: runs of `compare`, with their predictions, are needed, '
-                             f'of {strategy!r} with {per_class} labels per class; got {have}')
+            raise ValueError(f'Comparison: there is no run of {strategy!r} with {per_class} labels '
+                             f'per class: name one of {have}')
+        if 'predicted' not in runs:
+            raise ValueError('Comparison: its runs have no predictions: take a comparison that '
+                             '`compare` made')
         return dict(zip(runs.seed, runs.predicted))
 
     def _repr_html_(self): return self.table()._repr_html_()
@@ -410,8 +432,8 @@ def load_comparison(
         trials = parts.get(False, none).drop(columns='predicted', errors='ignore')
         return Comparison(parts.get(True, none), facts.pop('title'), trials, facts)
     except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f'load_comparison: files of `Comparison.save`, or one of {shipped}, are '
-                         f'needed; got {path} ({type(error).__name__}: {error})') from error
+        raise ValueError(f'load_comparison: {path} is not what `Comparison.save` wrote, and none '
+                         f'of {shipped} ({type(error).__name__}: {error})') from error
 
 # %% ../nbs/12_comparison.ipynb #facts
 def _distinct(given, kind): return list(dict.fromkeys(map(kind, given)))
@@ -442,13 +464,12 @@ def _alone(path):
         yield
         return
     name = hashlib.sha256(str(Path(path).absolute()).encode()).hexdigest()[:32]
-    held = hold_lock(cache_folder()/f'{name}.lock')
-    try: held.__enter__()
-    except BlockingIOError as error:
-        raise RuntimeError(f'compare: a store of its own is needed; another process is writing to '
-                           f'{path}: wait for it, or name another path') from error
-    try: yield
-    finally: held.__exit__(None, None, None)
+    with ExitStack() as stack:
+        try: stack.enter_context(hold_lock(cache_folder()/f'{name}.lock'))
+        except BlockingIOError as error:
+            raise RuntimeError(f'compare: another process is writing to {path}: wait for it, or '
+                               'name another path') from error
+        yield
 
 # %% ../nbs/12_comparison.ipynb #opened-store
 _KEY = ['per_class', 'strategy', 'seed', 'lr_max']
@@ -472,17 +493,17 @@ def _check_same(path, had, now):
     "Raise `ValueError` if a store has another task, source or budget"
     for name in ('task', 'source'):
         if had.get(name) != now[name]:
-            raise ValueError(f'compare: {path} holds runs with the {name} {had.get(name)}; got '
-                             f'{now[name]}: name another path')
+            raise ValueError(f'compare: {path} holds runs with another {name}, {had.get(name)} '
+                             f'(got {now[name]}): name another path')
     for n, budget in now['budgets'].items():
         spent = had.get('budgets', {}).get(n, budget)
         if spent != budget:
-            raise ValueError(f'compare: {path} holds runs with {n} labels per class and the budget '
-                             f'{spent}; got {budget}: name another path')
+            raise ValueError(f'compare: {path} holds runs with {n} labels per class and another '
+                             f'budget, {spent} (got {budget}): name another path')
 
 def _also(had, now): return had if str(now) in str(had) else f'{had}; {now}'
 
-def _add(old, row):
+def _with_row(old, row):
     "A table with one row more, in the order of labels, seeds and strategies"
     names = list(STRATEGIES)
     def place(column):
@@ -532,7 +553,7 @@ class _Workers:
 
 # %% ../nbs/12_comparison.ipynb #fill
 @dataclass(frozen=True)
-class _Asked:
+class _Goal:
     "What a comparison is to hold at the end"
     per_class: list
     strategies: list
@@ -540,18 +561,18 @@ class _Asked:
     rates: list
 
 @patch
-def _trials_of(self:Comparison, asked):
+def _trials_of(self:Comparison, goal):
     "The runs of the search"
     return [self._run_of(n, strategy, _TRIAL_SEED, lr_max, test=False)
             for n, strategy, lr_max in itertools.product(
-                asked.per_class, asked.strategies, asked.rates)]
+                goal.per_class, goal.strategies, goal.rates)]
 
 @patch
-def _runs_of(self:Comparison, asked):
+def _runs_of(self:Comparison, goal):
     "The runs with the rates that the trials chose, whole pairs first"
-    return [self._run_of(n, strategy, seed, _chosen(self.trials, n, strategy), test=True)
+    return [self._run_of(n, strategy, seed, _best_rate(self.trials, n, strategy), test=True)
             for n, seed, strategy in itertools.product(
-                asked.per_class, range(asked.seeds), asked.strategies)]
+                goal.per_class, range(goal.seeds), goal.strategies)]
 
 @patch
 def _run_of(self:Comparison, per_class, strategy, seed, lr_max, *, test):
@@ -570,11 +591,11 @@ def _fill(self:Comparison, kind, runs, workers, path):
         key = run.per_class, run.strategy, run.seed, run.budget.lr_max
         if key[:len(keys)] not in have: missing.append(run)
     for row in workers.rows(missing):
-        setattr(self, kind, _add(getattr(self, kind), row))
+        setattr(self, kind, _with_row(getattr(self, kind), row))
         if path: self.save(path)
 
 # %% ../nbs/12_comparison.ipynb #choices-search
-def _chosen(trials, per_class, strategy):
+def _best_rate(trials, per_class, strategy):
     "The rate that ended best on `valid`; None if there was no search"
     own = trials[(trials.strategy == strategy) & (trials.per_class == per_class)]
     if not len(own): return None
@@ -590,12 +611,12 @@ def choices(self:Comparison)->pd.DataFrame: # a row a number of labels and strat
 
     Raises `ValueError` if there was no search."""
     if not len(self.trials):
-        raise ValueError('Comparison.choices: trials are needed, and there was no search: pass '
-                         'rates to compare')
+        raise ValueError('Comparison.choices: there was no search: pass rates to compare')
     keys = ['per_class', 'strategy']
     table = self.trials.pivot_table('valid_accuracy', keys, 'lr_max', sort=False, dropna=False)
     table = table[sorted(table)].dropna(how='all').round(2)
-    return table.assign(chosen=[_chosen(self.trials, n, strategy) for n, strategy in table.index])
+    chosen = [_best_rate(self.trials, n, strategy) for n, strategy in table.index]
+    return table.assign(chosen=chosen)
 
 # %% ../nbs/12_comparison.ipynb #compare
 def compare(
@@ -618,8 +639,10 @@ def compare(
 )->Comparison:          # with a row for each run, those of the store included
     """Train every strategy with every number of labels and every seed, at one budget
 
-    Raises `ValueError` for what cannot be run, or a store of something else; `RuntimeError`, naming
-    the run, if one fails."""
+    Raises `ValueError` for what cannot be run, or a store of something else; `TypeError` for one
+    number as `per_class` or `rates`; `RuntimeError`, naming the run, if one fails."""
+    _check_many('compare', 'per_class', per_class)
+    if rates is not None: _check_many('compare', 'rates', rates)
     per_class = _distinct(per_class, int)
     strategies = _distinct([strategies] if isinstance(strategies, str) else strategies, str)
     rates = _distinct([] if rates is None else rates, float)
@@ -634,12 +657,12 @@ def compare(
                                trial_epochs=int(trial_epochs) if trial_epochs else epochs,
                                n_looks=int(n_looks))
     workers = _Workers(task, source, n_jobs, progress)
-    asked = _Asked(per_class, strategies, seeds, rates)
+    goal = _Goal(per_class, strategies, seeds, rates)
     with _alone(path):
         if path and not resume: _remove(path)
         result = _opened(path, _facts(task, source, budgets))
-        result._fill('trials', result._trials_of(asked), workers, path)
-        result._fill('runs', result._runs_of(asked), workers, path)
+        result._fill('trials', result._trials_of(goal), workers, path)
+        result._fill('runs', result._runs_of(goal), workers, path)
     return result
 
 # %% ../nbs/12_comparison.ipynb #differences-summary
@@ -655,10 +678,10 @@ def _verdict(low, high):
 def _check_has(self:Comparison, method, column, value):
     have = self.runs[column].unique().tolist()
     if not have:
-        raise ValueError(f'Comparison.{method}: runs are needed, and there are none with {column} '
-                         f'{value!r} or any other')
+        raise ValueError(f'Comparison.{method}: there are no runs, with {column} {value!r} or any '
+                         'other: fill it with compare')
     if value not in have:
-        raise ValueError(f'Comparison.{method}: a {column} among {have} is needed; got {value!r}')
+        raise ValueError(f'Comparison.{method}: {column} must be among {have} (got {value!r})')
 
 @patch
 def differences(self:Comparison,
@@ -796,7 +819,7 @@ def plot_learning(self:Comparison,
 )->Axes:                # the axes
     "Plot the mean accuracy on `valid` against what training has cost so far"
     if x not in _UNITS:
-        raise ValueError(f'Comparison.plot_learning: x among {list(_UNITS)} is needed; got {x!r}')
+        raise ValueError(f'Comparison.plot_learning: `x` must be among {list(_UNITS)} (got {x!r})')
     if ax is None: ax = plt.subplots(layout='constrained')[1]
     n = per_class or self.runs.per_class.max()
     self._check_has('plot_learning', 'per_class', n)
@@ -818,10 +841,10 @@ def by_class(self:Comparison,
     level:float=.95,        # of confidence, in (0, 1)
 )->pd.DataFrame:            # a row a class that is tested, the most hurt first; percent
     "Give each class's accuracy by two strategies, and the paired difference with its interval"
+    labels = self._test_labels()
     before = self._guesses(baseline, per_class)
     after = self._guesses(strategy, per_class)
     seeds = [seed for seed in before if seed in after]
-    labels = np.array(self.facts['labels'])
     rows = []
     for i in np.unique(labels):
         own = labels == i
@@ -853,8 +876,8 @@ def confusions(self:Comparison,
 @patch
 def _mistakes(self:Comparison, strategy, per_class):
     "`(k,k)` percent of the pictures of class `i` that are taken for another class `j`"
+    labels = self._test_labels()
     guesses = np.stack(list(self._guesses(strategy, per_class).values()))
-    labels = np.array(self.facts['labels'])
     k = len(self.facts['vocab'])
     counts = np.zeros((k, k))
     np.add.at(counts, (np.broadcast_to(labels, guesses.shape), guesses), 1)
@@ -875,13 +898,13 @@ def show_examples(self:Comparison,
     """Show test pictures on which two strategies differ in most seeds, with what each says mostly
 
     Of pictures that differ equally, one of each class comes before a second of any. Raises
-    `ValueError` for another task."""
-    labels = np.array(self.facts.get('labels'))
+    `ValueError` for another task, or where predictions were not kept."""
+    labels = self._test_labels()
     vocab = self.facts.get('vocab')
     tested = task.splits['test']
     if vocab != task.vocab or labels.tolist() != task.labels[tested].tolist():
-        raise ValueError('Comparison.show_examples: the task that was compared on is needed, '
-                         f'{self.title}; got {task.name}')
+        raise ValueError('Comparison.show_examples: `task` must be the task that was compared on, '
+                         f'in {self.title!r} (got {task.name})')
     before = np.stack(list(self._guesses(baseline, per_class).values()))
     after = np.stack(list(self._guesses(strategy, per_class).values()))
     gain = (after == labels).mean(0) - (before == labels).mean(0)

@@ -8,7 +8,7 @@ Docs: https://nbtransfer.github.io/nbtransfer/features.html.md"""
 __all__ = ['Features', 'NextView', 'body_features', 'head_learner', 'linear_probe']
 
 # %% ../nbs/11_features.ipynb #imports
-import hashlib, json, os, shutil, time, warnings
+import os, shutil, time, warnings
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,10 +29,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from .augmentation import BatchAugment
-from .files import cache_folder, digest, write_whole
+from .files import cache_folder, digest, seal, write_whole
 from .loaders import TaskDL, TaskSplit, fits
 from .networks import body_and_head, evaluating
-from .pretraining import Autocast, Compute, Curves, StopOnNaN, record_of
+from .pretraining import Compute, Curves, StopOnNaN, record_of
 from .tasks import SPLITS, normalization
 
 # %% ../nbs/11_features.ipynb #features
@@ -94,8 +94,7 @@ class _Asked:
 
 def _pictures_key(data, task):
     "What stands for the pictures of a data set, and their labels; None if nothing does"
-    if isinstance(data, TaskSplit):
-        return digest(dict(images=data.images[data.idxs], labels=data.labels[data.idxs]))
+    if isinstance(data, TaskSplit): return data.fingerprint()
     files = getattr(data, 'items', [])
     if task is None or not len(files): return None
     if not all(isinstance(file, Path) for file in files): return None
@@ -122,9 +121,9 @@ def _features_key(asked):
         tfms.append((type(tfm).__name__, numbers))
     facts = [digest(dict(asked.body.state_dict())), str(asked.body), pictures,
              normalization(learn.dls), tfms, getattr(task, 'size_px', None),
-             str(_compute_of(learn).precision), list(learn.dls.vocab),
+             _compute_of(learn).precision_name, list(learn.dls.vocab),
              (asked.n_views, asked.seed) if asked.n_views else None]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    return seal(facts)
 
 # %% ../nbs/11_features.ipynb #feature-files
 class _FeatureFiles:
@@ -179,13 +178,12 @@ def _compute_features(asked, files):
     loader.rng = Random(asked.seed)
     learn.model.to(learn.dls.device)
     compute = _compute_of(learn)
-    rounded = torch.autocast(compute.device.type, compute.precision,
-                             compute.precision != torch.float32)
     shows_progress = any(isinstance(cb, ProgressCallback) for cb in learn.cbs)
     n_views = max(1, asked.n_views)
     feats = None
     labels = []
-    with evaluating(body), rounded, loader.dataset.set_split_idx(0 if asked.n_views else 1):
+    split_idx = 0 if asked.n_views else 1
+    with evaluating(body), compute.autocast(), loader.dataset.set_split_idx(split_idx):
         for view in range(n_views):
             at = 0
             for x, y in progress_bar(loader) if shows_progress else loader:
@@ -273,12 +271,11 @@ def head_learner(
     train_dl.rng = copy(own.rng)
     valid_dl = TaskDL(valid, learn.dls[1].bs, device=device)
     dls = DataLoaders(train_dl, valid_dl, device=device, path=learn.path)
-    precision = _compute_of(learn).precision
-    rounding = [] if precision == torch.float32 else [Autocast(precision)]
+    ours = [Curves(), StopOnNaN(), NextView(), *_compute_of(learn).rounding()]
     head = body_and_head(learn.model)[1].requires_grad_(True)
     return Learner(dls, head, path=learn.path, model_dir=learn.model_dir,
                    loss_func=learn.loss_func, opt_func=learn.opt_func, metrics=learn.metrics,
-                   wd=learn.wd, cbs=[Curves(), StopOnNaN(), NextView(), *rounding, *(cbs or [])])
+                   wd=learn.wd, cbs=[*ours, *(cbs or [])])
 
 # %% ../nbs/11_features.ipynb #linear-probe
 def linear_probe(
@@ -291,7 +288,8 @@ def linear_probe(
 )->pd.DataFrame:     # a row a strength: `C`, `valid_accuracy`, `converged`, `chosen`
     """Set a linear head to the logistic regression that does best on `valid`
 
-    Raises `ValueError` if the head is not linear, or a class has no training picture.
+    Raises `ValueError` if the head is not linear or has no bias, `Cs` is empty, or a class has no
+    training picture.
 
     Source: Alain and Bengio 2016, Understanding intermediate layers using linear classifiers."""
     head = body_and_head(learn.model)[1]
@@ -301,6 +299,10 @@ def linear_probe(
     if head.bias is None:
         raise ValueError('linear_probe: a linear head with a bias is needed; this one has none: '
                          'use head_learner')
+    strengths = sorted(Cs)
+    if not strengths:
+        raise ValueError('linear_probe: Cs must hold at least one inverse strength of '
+                         f'regularisation (got {Cs!r})')
     train = body_features(learn, 'train', n_views, seed)
     present = train.labels.unique().tolist()
     absent = [name for i, name in enumerate(train.vocab) if i not in present]
@@ -317,7 +319,7 @@ def linear_probe(
     y_valid = valid.labels.cpu().numpy()
     best_accuracy = -1.
     rows = []
-    for C in sorted(Cs):
+    for C in strengths:
         probe = LogisticRegression(C=C, max_iter=max_iter)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', ConvergenceWarning)

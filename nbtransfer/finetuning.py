@@ -301,38 +301,45 @@ def freeze(
 )->None:           # the learner is changed; the optimiser's averages start anew
     """Freeze the first stages: parameters, BatchNorm's statistics and dropout all still
 
-    Raises `ValueError` if `upto` names no stage."""
+    Raises `ValueError` if `upto` names no stage, and as `unfreeze` does."""
     names = [stage.name for stage in stages(learn.model)]
     n = len(names)
     if upto in names: upto = names.index(upto)
     if not isinstance(upto, int) or not -n <= upto < n:
         raise ValueError(f'freeze: upto must be in -{n}..{n-1}, or one of {names}; got {upto!r}')
+    _check_batchnorm(batchnorm, 'freeze')
     unfreeze(learn, names[upto:], batchnorm)
 
 # %% ../nbs/10_finetuning.ipynb #unfreeze
-def _stages_asked(only, names, asker):
+def _stages_asked(only, names, caller):
     "The names in `only` as a list; all `names` if it is None"
     if only is None: return names
     asked = [only] if isinstance(only, str) else list(only)
     if not asked:
-        raise ValueError(f'{asker}: only names no stage (got {only!r}); pass some of {names}, or '
+        raise ValueError(f'{caller}: only names no stage (got {only!r}); pass some of {names}, or '
                          'None for all')
     if not set(asked) <= set(names):
-        raise ValueError(f'{asker}: only must name stages among {names}; got {only!r}')
+        raise ValueError(f'{caller}: only must name stages among {names}; got {only!r}')
     return asked
+
+def _check_batchnorm(batchnorm, caller):
+    kinds = 'still', 'statistics', 'train'
+    if batchnorm not in kinds:
+        raise ValueError(f'{caller}: batchnorm must be one of {kinds}; got {batchnorm!r}')
 
 def unfreeze(
     learn:Learner,    # of `transfer_learner`
     only:object=None, # names of the stages that train, the others are frozen; all train if None
     batchnorm:str='still', # of frozen stages, as for `freeze`
 )->None:              # the learner is changed; the optimiser's averages start anew
-    "Let every stage train again, or just some; raises `ValueError` for a name that is none"
+    """Let every stage train again, or just some
+
+    Raises `ValueError` for a name that is none, another `batchnorm`, or an optimiser whose groups
+    are not the stages."""
     parts = stages(learn.model)
     names = [stage.name for stage in parts]
     trained = _stages_asked(only, names, 'unfreeze')
-    kinds = 'still', 'statistics', 'train'
-    if batchnorm not in kinds:
-        raise ValueError(f'unfreeze: batchnorm must be one of {kinds}; got {batchnorm!r}')
+    _check_batchnorm(batchnorm, 'unfreeze')
     if learn.opt is None: learn.create_opt()
     if len(learn.opt.param_lists) != len(parts):
         raise ValueError(f'unfreeze: the optimiser must have a group for each of {names}; it has '
@@ -406,6 +413,7 @@ def plan_phases(
     names = [stage.name for stage in stages(learn.model)]
     lrs = dict(zip(names, lrs_by_group(lr_max, len(names), decay)))
     asked = _stages_asked(only, names, 'plan_phases')
+    _check_batchnorm(batchnorm, 'plan_phases')
     chosen = [name for name in names if name in asked]
     if n_epochs < 1:
         raise ValueError(f'plan_phases: n_epochs must be at least 1; got n_epochs={n_epochs}')

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.utils.weak import WeakTensorKeyDictionary
 from .augmentation import AffineAugment, BatchAugment
-from .files import read_pictures
+from .files import digest, read_pictures
 from .tasks import SPLITS, Task, normalization
 
 # %% ../nbs/02_loaders.ipynb #fits
@@ -187,6 +187,14 @@ def _class_of(item, vocab):
         raise ValueError(f'test_dl: with labels, a folder must be named after one of the classes '
                          f'{vocab[:5]}… (got {name!r}, of {item})')
     return vocab.index(name)
+
+# %% ../nbs/02_loaders.ipynb #task-split-fingerprint
+@patch
+def fingerprint(self:TaskSplit)->str: # 64 hexadecimal digits
+    "Hash the pictures, in order, and their labels if known: equal hashes mean equal bits"
+    tensors = dict(images=self.images[self.idxs])
+    if self.labels is not None: tensors['labels'] = self.labels[self.idxs]
+    return digest(tensors)
 
 # %% ../nbs/02_loaders.ipynb #rank-and-world-shard
 def _rank_and_world():

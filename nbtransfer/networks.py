@@ -71,7 +71,7 @@ def count_flops(
     "Count the FLOPs of `model` in one forward pass; a multiplication and an addition are two"
     return _flop_counter(model, size_px, n_in, backward).get_total_flops()
 
-# %% ../nbs/04_networks.ipynb #assemble
+# %% ../nbs/04_networks.ipynb #assemble-body-and-head
 def _assemble(name, body, head, **kwargs):
     "`body` and `head` as one network that remembers its name and arguments"
     model = nn.Sequential(OrderedDict(body=body, head=head))

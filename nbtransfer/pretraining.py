@@ -66,6 +66,16 @@ class Compute:
         "Memory format as torch names it"
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
+    @property
+    def precision_name(self)->str: # `float32` or `bfloat16`
+        "Precision as a word"
+        return str(self.precision).removeprefix('torch.')
+
+    def autocast(self)->torch.autocast: # a context, which does nothing for float32
+        "Round what is computed inside to the precision"
+        rounds = self.precision != torch.float32
+        return torch.autocast(self.device.type, self.precision, rounds)
+
 def _computes_bfloat16(device):
     "Whether a GPU's driver says so, or a CPU has AVX-512 or AMX instructions for it"
     module = torch.get_device_module(device)
@@ -139,16 +149,22 @@ class Autocast(Callback):
             raise RuntimeError('Autocast: one precision is needed; this learner has '
                                f'{self.precision} and that of `to_fp16` or `to_bf16`: pass '
                                'compute=compute_settings(precision=torch.float32)')
-        _release(self.model)   # an interrupted fit leaves it
+        _release(self.model)
         own = self.model.__dict__.get('forward')
         self.model.forward = partial(_rounded, self.model.forward, self.precision)
         inside = itertools.islice(self.model.modules(), 1, None)   # its own output is float32
         layers = [module for module in inside if isinstance(module, (nn.Linear, _ConvNd))]
         check = partial(_check_rounded, self.precision)
         checks = [layer.register_forward_hook(check) for layer in layers[:1]]
+        # on the network: after an interrupted fit, the learner that takes it next must find it
         self.model.unrounded = own, checks
 
     def after_fit(self): _release(self.model)
+
+@patch
+def rounding(self:Compute)->list: # of fastai callbacks
+    "Give the callbacks that make a learner round so: `Autocast`, or none for float32"
+    return [] if self.precision == torch.float32 else [Autocast(self.precision)]
 
 # %% ../nbs/05_pretraining.ipynb #measure-compute
 def _training_step(model, x, compute):
@@ -157,7 +173,7 @@ def _training_step(model, x, compute):
     x = x.contiguous(memory_format=compute.layout)
     opt = torch.optim.AdamW(model.parameters(), 1e-4, fused=compute.fused)
     def step():
-        with torch.autocast(x.device.type, compute.precision, compute.precision != torch.float32):
+        with compute.autocast():
             loss = model(x).float().logsumexp(1).mean()
         loss.backward()
         opt.step()
@@ -188,7 +204,7 @@ def measure_compute(
             step()
             taken.append(time.perf_counter() - begun)
     rows = [dict(channels_last=compute.channels_last,
-                 precision=str(compute.precision).removeprefix('torch.'),
+                 precision=compute.precision_name,
                  fused=compute.fused, images_per_s=bs / median(taken))
             for compute, taken in zip(settings, times)]
     table = pd.DataFrame(rows)
@@ -353,8 +369,7 @@ def task_learner(
     dls = task.dls(bs, augment, stats, seed=seed, device=compute.device)
     model.to(memory_format=compute.layout)
     _release(model)   # of what an interrupted fit left
-    rounding = [] if compute.precision == torch.float32 else [Autocast(compute.precision)]
-    ours = [Curves(), StopOnNaN(), Layout(compute.layout), _GiveBack(), *rounding]
+    ours = [Curves(), StopOnNaN(), Layout(compute.layout), _GiveBack(), *compute.rounding()]
     learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(label_smoothing=smoothing),
                     opt_func=partial(OptimWrapper, opt=torch.optim.AdamW, fused=compute.fused),
                     splitter=layer_groups, metrics=accuracy, wd=wd, cbs=[*ours, *(cbs or [])],
@@ -394,7 +409,7 @@ def pretrain(
                          smoothing=smoothing)
     if not lr_max: lr_max = default_lr(model)
     tfms = [tfm.name for tfm in learn.dls.train.after_batch.fs if tfm.split_idx == 0]
-    precision = str(learn.record.compute.precision).removeprefix('torch.')
+    precision = learn.record.compute.precision_name
     learn.record.recipe = dict(task=task.name, n_epochs=n_epochs, lr_max=lr_max, bs=bs, wd=wd,
                                seed=seed, augment=tfms, smoothing=smoothing, precision=precision)
     learn.fit_one_cycle(n_epochs, lr_max)
@@ -621,6 +636,7 @@ class Checkpoint(Callback):
         self.due = _Due(every_steps, every_min)
         self.found = _read_checkpoint(self.file, resume)   # what to become
         self.runs = []        # what has to be the same, of each fit before this one
+        self.facts = None     # the same of the fit that goes on
         self.trains = False   # whether a fit goes on
         self.jump = None      # to the epoch in which the run was cut off
 
@@ -635,7 +651,9 @@ class Checkpoint(Callback):
 
     def before_train(self):
         if hasattr(self.learn, 'lr_finder'): return
-        if not self.trains: self.due.start()
+        if not self.trains:
+            self.due.start()
+            self.facts = _run_facts(self.learn)
         self.trains = True
         if self.found:
             self._check()
@@ -658,11 +676,12 @@ class Checkpoint(Callback):
         if self.jump: self.jump.undo()
         self.jump = None
         if is_finished:
+            self.facts = _run_facts(self.learn)
             self._check()
             if len(self.runs) == self.found['place'][0]: self._restore()
         elif self.trains: self._save(None)
         else: return
-        self.runs = [*self.runs, _run_facts(self.learn)]
+        self.runs = [*self.runs, self.facts]
         self.trains = False
 
 # %% ../nbs/05_pretraining.ipynb #checkpoint-save
@@ -673,16 +692,16 @@ def _gathers(model):
 def _run_facts(learn):
     "What has to be the same in the run that goes on"
     data = learn.dls.train_ds
-    is_task = isinstance(data, TaskSplit)
+    pictures = data.fingerprint() if isinstance(data, TaskSplit) else len(data)
     return dict(epochs=learn.n_epoch, batches=len(learn.dls.train),
                 parameters=count_params(learn.model), recipe=json.dumps(record_of(learn).recipe),
-                pictures=digest(dict(idxs=data.idxs)) if is_task else len(data))
+                pictures=pictures)
 
 @patch
 def _check(self:Checkpoint):
     "Raise `ValueError` if another run was begun than the one that was cut off"
     written = self.found['runs'][len(self.runs)]
-    for what, now in _run_facts(self.learn).items():
+    for what, now in self.facts.items():
         if written[what] != now:
             raise ValueError(f'Checkpoint: the run of {self.file} is needed, with {what} '
                              f'{written[what]}; got {now}: run the same code again, or pass '
@@ -693,7 +712,7 @@ def _save(self:Checkpoint, batch):
     "Write the state after `batch` batches of this epoch, or of a finished fit if None"
     self.due.start()
     _write_checkpoint(self.file, dict(
-        place=[len(self.runs), self.epoch, batch], runs=[*self.runs, _run_facts(self.learn)],
+        place=[len(self.runs), self.epoch, batch], runs=[*self.runs, self.facts],
         begun=self.begun, **_run_state(self.learn)))
 
 @patch

@@ -261,7 +261,7 @@ def test_playground_without_what_serves_it(refused, monkeypatch):
 def test_playground_on_a_port_that_is_taken(refused):
     with socket.create_server(('127.0.0.1', 0)) as taken:
         assert 'is in use: name another' in refused(f'playground --no-browser --port {taken.getsockname()[1]}')
-    assert '--port must be in 1..65535; got 0' in refused('playground --port 0')
+    assert '--port must be from 1 to 65535 (got 0)' in refused('playground --port 0')
 
 def test_playground_whose_server_fails(refused, monkeypatch):
     monkeypatch.setattr(cli.subprocess, 'run', lambda *args, **kwargs: subprocess.CompletedProcess(args, 1))
@@ -284,8 +284,8 @@ def weights_file(width):
 @pytest.mark.parametrize('line, part', [
     ('pretrain --source digtis', "'digtis'"),
     ('pretrain --source digits --arch resnet99', "'resnet99'"),
-    ('pretrain --source digits --epochs 0', '--epochs must be 1 or more; got 0'),
-    ('pretrain --source digits --batch-size -1', '--batch-size must be 1 or more; got -1'),
+    ('pretrain --source digits --epochs 0', '--epochs must be at least 1 (got 0)'),
+    ('pretrain --source digits --batch-size -1', '--batch-size must be at least 1 (got -1)'),
     ('pretrain --source digits --per-class 5000', '5000 per class'),
     ('finetune --source resnet9-lettres --target digits', "'resnet9-lettres'"),
     ('finetune --source short.safetensors --target digits', 'short.safetensors'),

@@ -112,7 +112,7 @@ def test_bad_levels_are_refused(level):
 @pytest.mark.parametrize('a, b', [([1], [2]), ([], []), ([1, 2], [1, 2, 3]), (1, 2), ([[1, 2]], [[1, 2]]), ([1, np.nan], [1, 2]),
     ([1, 2], [np.inf, 2])])
 def test_bad_results_are_refused(a, b):
-    with saying('paired_interval', 'needed', 'got'): paired_interval(a, b)
+    with saying('paired_interval', '`a` and `b` must', 'got'): paired_interval(a, b)
 
 @some(15)
 @given(pairs, st.floats(.01, .99), accuracies)
@@ -140,7 +140,7 @@ test_interval_widens_with_level_on_more = on_more(test_interval_widens_with_leve
 
 @pytest.mark.parametrize('a, b', [([1], [2]), ([1, 2], [1, 2, 3]), ([1], [1, 2, 3]), (1, 2)])
 def test_pairs_without_partners(a, b):
-    with saying('paired_interval', 'needed', 'got'): paired_interval(a, b)
+    with saying('paired_interval', '`a` and `b` must', 'got'): paired_interval(a, b)
 
 # Pairs
 
@@ -757,10 +757,19 @@ def test_classes_are_compared_by_seed():
     assert_frame_equal(mixed.by_class('tuned', 1), result.by_class('tuned', 1))
 
 def test_classes_need_predictions():
-    for result in (simulated({('scratch', 1): [1, 2], ('tuned', 1): [2, 3]}), guessed(np.arange(4) % 2, dict(scratch=np.zeros((2, 4))), 2),
-            simulated({('scratch', 1): [1, 2], ('tuned', 1): [2, 3]}, facts=dict(labels=[0, 1], vocab=['a', 'b']))):
+    "Of runs that are there, with labels to hold them against: a message each"
+    two = {('scratch', 1): [1, 2], ('tuned', 1): [2, 3]}
+    for result, fault in ((simulated(two), ('no labels of the test pictures', 'predictions')),
+            (guessed(np.arange(4) % 2, dict(scratch=np.zeros((2, 4))), 2), ("no run of 'tuned' with 1 label", "[('scratch', 1)]")),
+            (simulated(two, facts=dict(labels=[0, 1], vocab=['a', 'b'])), ('no predictions',))):
         for f in (result.by_class, result.confusions):
-            with saying('Comparison', 'predictions', "'tuned'"): f('tuned', 1)
+            with saying('Comparison', *fault): f('tuned', 1)
+
+def test_examples_need_predictions():
+    truth = digits().labels[digits().splits['test']].tolist()
+    for facts, fault in ((None, 'no labels of the test pictures'), (dict(labels=truth, vocab=digits().vocab), 'no predictions')):
+        result = Comparison(simulated({('scratch', 1): [1, 2], ('tuned', 1): [2, 3]}).runs, '', None, facts)
+        with saying('Comparison', fault): result.show_examples(digits(), 'tuned', 1)
 
 def digits_guessed():
     "Of test picture 7 and 11 `tuned` is always right and `scratch` never; of 3 and 4 the other way round"
@@ -837,12 +846,13 @@ bad = [(dict(bs=0), 'bs'), (dict(bs=-1), 'bs'), (dict(n_epochs=0), 'n_epochs'), 
     (dict(rates=(-1e-3,)), 'rates'), (dict(rates=(np.nan, 1e-3)), 'rates'), (dict(rates=(np.inf,)), 'rates'),
     (dict(rates=(1e-3,), trial_epochs=0), 'trial_epochs'), (dict(rates=(1e-3,), trial_epochs=-1), 'epochs')]
 
-@pytest.mark.parametrize('what, name', [(dict(strategy='magic'), 'magic'), (dict(per_class=98), '98'), (dict(bs=0), 'bs'), (dict(lr_max=-1.), 'rates'),
-    (dict(n_epochs=0), 'n_epochs'), (dict(n_steps=0), 'n_steps'), (dict(n_looks=0), 'n_looks')])
-def test_one_run_with_bad_options_is_refused(runs, what, name):
+@pytest.mark.parametrize('what, parts', [(dict(strategy='magic'), ['run_one', 'magic']), (dict(per_class=98), ['98']),
+    (dict(bs=0), ['run_one', 'bs']), (dict(lr_max=-1.), ['run_one', 'lr_max']), (dict(n_epochs=0), ['run_one', 'n_epochs']),
+    (dict(n_steps=0), ['run_one', 'n_steps']), (dict(n_looks=0), ['run_one', 'n_looks'])])
+def test_one_run_with_bad_options_is_refused(runs, what, parts):
     asked = dict(strategy='scratch', per_class=1, bs=10) | what
     strategy, per_class = asked.pop('strategy'), asked.pop('per_class')
-    with saying(name): run_one(strategy, digits(), source(), Budget(**asked), per_class=per_class)
+    with saying(*parts): run_one(strategy, digits(), source(), Budget(**asked), per_class=per_class)
     assert not runs
 
 def test_all_labels_of_uneven_classes_may_be_asked_for_by_number(runs):
@@ -851,6 +861,12 @@ def test_all_labels_of_uneven_classes_may_be_asked_for_by_number(runs):
     uneven = other_task(splits=dict(task.splits, train=kept))
     n = int(uneven.counts()['train'].max())
     assert uneven.counts()['train'].min() < n and quick(task=uneven, per_class=(n,)).runs.per_class.tolist() == [n] * 4
+
+@pytest.mark.parametrize('options, name', [(dict(per_class=1), '`per_class` must be a tuple of numbers, such as (1,)'),
+    (dict(per_class='15'), '`per_class`'), (dict(per_class=None), '`per_class`'), (dict(rates=.01), '`rates` must be a tuple of numbers, such as (0.01,)')])
+def test_one_number_is_no_tuple(runs, options, name):
+    with saying('compare', name, error=TypeError): quick(**options)
+    assert not runs
 
 @pytest.mark.parametrize('options, name', bad, ids=lambda o: ', '.join(f'{k} {v}' for k, v in o.items()) if isinstance(o, dict) else o)
 def test_bad_options_are_refused_before_anything_runs(runs, tmp_path, options, name):
@@ -941,7 +957,7 @@ def test_report_of_an_interrupted_comparison(runs, tmp_path):
     result.runs = result.runs.query('per_class == 1 or seed == 0')
     assert ' difference, ' not in Page(result.report(tmp_path/'a.html').read_text()).text
     result.runs = result.runs.iloc[:0]
-    with saying('report', 'needed', 'scratch'): result.report(tmp_path/'a.html')
+    with saying('report', 'no runs', 'scratch'): result.report(tmp_path/'a.html')
 
 def test_report_shows_the_rates_that_were_chosen(page):
     result, path = page

@@ -608,6 +608,7 @@ def test_what_cannot_be_probed_is_refused():
     with saying('linear_probe: every class must have a training picture', "none of ['3']"): linear_probe(learn)
     deep, _ = with_own_head(nn.Linear(64, 64), nn.ReLU())
     with saying('linear_probe: a linear head', 'got Sequential'): linear_probe(deep)
+    with saying('linear_probe: Cs must hold at least one', 'got ()'): linear_probe(carried(), Cs=())
     assert states_equal(before, learn.model.state_dict())
 
 def test_probe_of_a_head_without_bias():

@@ -133,8 +133,16 @@ def test_freezing_what_is_not_there_changes_nothing():
     for bad in ('none', ['stem', 'none']):
         with saying('unfreeze: only must name stages among', repr(bad)): unfreeze(learn, only=bad)
     with saying('unfreeze: only names no stage (got [])', "'stem'"): unfreeze(learn, only=[])
-    with saying('batchnorm must be'): freeze(learn, 1, batchnorm='none')
+    with saying('freeze: batchnorm must be'): freeze(learn, 1, batchnorm='none')
+    with saying('unfreeze: batchnorm must be'): unfreeze(learn, batchnorm='none')
     assert free == [p.requires_grad for p in learn.model.parameters()] and learn.keep_still.frozen == ['stem', 'stage1']
+
+def test_a_plan_with_an_unknown_batchnorm_is_refused_at_the_door():
+    learn = learner('resnet9')
+    former = plan_phases(learn, 2)
+    for call in (plan_phases, fine_tune):
+        with saying('plan_phases: batchnorm must be one of', "'statistics'", "got 'stil'"): call(learn, 3, batchnorm='stil')
+    assert learn.record.plan is former
 
 def test_dropout_is_there_to_be_turned_off():
     for kind, n in (('timm/convnext_atto', 3), ('timm/vit_tiny_patch16_224', 5)):

@@ -15,7 +15,8 @@ from hypothesis import given, strategies as st
 from PIL import Image
 from helpers import ROOT, run_ok, some
 from nbtransfer.augmentation import AffineAugment, Cutout, ReflectCrop
-from nbtransfer.loaders import TaskDL, fits, inference_card, inference_dls
+from nbtransfer.files import digest
+from nbtransfer.loaders import TaskDL, TaskSplit, fits, inference_card, inference_dls
 from nbtransfer.networks import article_cnn, resnet9
 from nbtransfer.pretraining import Quiet, compute_settings, task_learner
 from nbtransfer.tasks import Task, digits
@@ -58,6 +59,21 @@ def test_valid_and_test_come_in_order_and_whole():
         x, y = (torch.cat(o) for o in zip(*dl))
         assert torch.equal(y, task.labels[task.splits[split]])
         assert torch.equal(pixels(x, dls), task.images[task.splits[split]])
+
+def test_fingerprint_of_a_split_is_of_its_pictures_and_labels():
+    task = digits()
+    split = TaskSplit(task, 'valid')
+    idxs = task.splits['valid']
+    assert split.fingerprint() == digest(dict(images=task.images[idxs], labels=task.labels[idxs]))
+    few = split.picked([5, 5, 3])
+    assert few.fingerprint() == TaskSplit(task, 'train', [5, 5, 3]).fingerprint() == TaskSplit(task.replaced(name='other'), 'test', [5, 5, 3]).fingerprint()
+    pictures = [task.images[i].numpy() for i in (5, 5, 3)]
+    elsewhere = split.picked(pictures)
+    labelled = TaskSplit(task, 'test', pictures, elsewhere.images, labels=task.labels[[5, 5, 3]])
+    assert labelled.fingerprint() == few.fingerprint() != elsewhere.fingerprint()
+    assert elsewhere.fingerprint() == digest(dict(images=elsewhere.images))
+    others = [split, few, elsewhere, split.new_empty(), split.picked([3, 5, 5]), TaskSplit(task.replaced(labels=task.labels.flip(0)), 'test', [5, 5, 3])]
+    assert len({other.fingerprint() for other in others}) == len(others)
 
 def test_decode_and_show(learn):
     dls = learn.dls

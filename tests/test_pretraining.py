@@ -27,6 +27,7 @@ from nbtransfer import pretraining
 from nbtransfer.files import digest
 from nbtransfer.finetuning import Inspector, fine_tune, transfer_learner
 from nbtransfer.folders import image_folder
+from nbtransfer.loaders import TaskSplit
 from nbtransfer.networks import article_cnn, create_network, resnet9
 from nbtransfer.pretraining import (Autocast, Checkpoint, EarlyStop, Quiet, SkipValid, compute_settings, measure_compute, pretrain,
     task_learner)
@@ -210,8 +211,8 @@ archs = dict(article_cnn=('article_cnn', {}), resnet9=('resnet9', dict(width=8))
 @cache
 def source(name): return create_network(archs[name][0], 26, **archs[name][1])
 
-def carried(name, *cbs, bs=16, augment=True):
-    return transfer_learner(few, source(name), bs=bs, augment=augment, cbs=[Quiet(), *cbs], compute=plain)
+def carried(name, *cbs, bs=16, augment=True, task=few):
+    return transfer_learner(task, source(name), bs=bs, augment=augment, cbs=[Quiet(), *cbs], compute=plain)
 
 def tuned(name, schedule, n_epochs, *cbs, **kwargs):
     return fine_tune(carried(name, *cbs, **kwargs), n_epochs, schedule=schedule)
@@ -636,6 +637,27 @@ def test_another_run_is_refused(name, cut_off):
     former, (train, parts) = cut_off.read_bytes(), others[name]
     with saying(f'Checkpoint: the run of {cut_off} is needed', *parts): train(Checkpoint(cut_off, 1, resume=True))
     assert cut_off.read_bytes() == former
+
+def test_other_pictures_with_the_same_numbers_are_refused(cut_off):
+    "One pixel, or one label, of a picture that is trained on"
+    former = cut_off.read_bytes()
+    first = few.splits['train'][0]
+    images, labels = few.images.clone(), few.labels.clone()
+    images[first, 3, 3, 0] ^= 1
+    labels[first] = (labels[first] + 1) % few.n_classes
+    for changed in (few.replaced(images=images), few.replaced(labels=labels)):
+        with saying(f'Checkpoint: the run of {cut_off} ', 'with pictures', 'got'):
+            tuned('tiny', 'head first', 3, Checkpoint(cut_off, 1, resume=True), task=changed)
+        assert cut_off.read_bytes() == former
+
+def test_pictures_are_hashed_once_a_fit(tmp_path, monkeypatch):
+    hashed = []
+    whole = TaskSplit.fingerprint
+    monkeypatch.setattr(TaskSplit, 'fingerprint', lambda data: hashed.append(data.split) or whole(data))
+    tuned('tiny', 'head first', 3, Checkpoint(tmp_path/'run', 1))
+    assert hashed == ['train', 'train']   # two fits of several epochs, written at each step
+    tuned('tiny', 'head first', 3, Checkpoint(tmp_path/'run', 1, resume=True))
+    assert hashed == 4 * ['train']   # and of fits that were finished
 
 def test_another_network_of_the_same_size_is_refused(tmp_path):
     def wide(*more): return of_layers(nn.AdaptiveAvgPool2d(2), nn.Flatten(), *more, nn.Linear(12, 12), nn.Linear(12, 10))
