@@ -9,10 +9,10 @@ __all__ = ['SPLITS', 'normalization', 'drop_repeated', 'drop_twins', 'split_per_
            'letters']
 
 # %% ../nbs/00_tasks.ipynb #imports
-import hashlib, json
 from collections import Counter
 from copy import copy
 from functools import cached_property, lru_cache
+from numbers import Integral
 from pathlib import Path
 from random import Random
 import matplotlib
@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
-from .files import digest
+from .files import digest, seal
 
 # %% ../nbs/00_tasks.ipynb #normalization
 def normalization(
@@ -153,7 +153,8 @@ class Task:
         self.images = images
         self.labels = labels
         self.vocab = list(vocab)
-        self.splits = {split: torch.as_tensor(splits[split]).long() for split in SPLITS}
+        self.splits = {split: torch.as_tensor(splits[split]).long()
+                       for split in SPLITS if split in splits}
         self.mirror = mirror
         self.check()
 
@@ -208,6 +209,10 @@ def check_labels(self:Task,
     n:int, # pictures
 ):
     "Raise `ValueError` naming the rule that labels, class names or splits of `n` pictures break"
+    lacking = [split for split in SPLITS if split not in self.splits]
+    if lacking:
+        raise ValueError(f'Task {self.name}: splits has no {", ".join(lacking)}: give the picture '
+                         'numbers of train, valid and test')
     labels = self.labels
     if labels.dtype != torch.int64:
         raise ValueError(f'Task {self.name}: labels must be int64; got {labels.dtype}: pass '
@@ -256,8 +261,7 @@ def picture(self:Task,
 def fingerprint(self:Task)->str: # 64 hexadecimal digits
     "Hash pictures, labels, classes and splits with sha256: the same for the same task anywhere"
     tensors = dict(self.splits, labels=self.labels, images=self.images)
-    facts = [digest(tensors), self.vocab, []]   # no files: a task over files names them here
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    return seal([digest(tensors), self.vocab, []])   # no files: a task over files names them here
 
 @patch
 def replaced(self:Task,
@@ -351,7 +355,9 @@ def subset(self:Task,
 )->Task:           # the same task, `valid` and `test` unchanged
     """Keep exactly `per_class` training pictures of each class
 
-    Raises `ValueError` if a class has fewer, or none are asked for."""
+    Raises `ValueError` if a class has fewer, or if `per_class` is no whole number of 1 or more."""
+    if not isinstance(per_class, Integral):
+        raise ValueError(f'Task.subset: per_class must be a whole number (got {per_class!r})')
     if per_class < 1:
         raise ValueError(f'Task.subset: per_class must be 1 or more; got {per_class}')
     n_each = self.counts()['train']
