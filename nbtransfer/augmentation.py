@@ -116,7 +116,7 @@ class ReflectCrop(BatchAugment):
     ):
         "Keep the range; raises `ValueError` if it is negative"
         super().__init__()
-        if pad_px < 0: raise ValueError(f'ReflectCrop: pad_px must be 0 or more; got {pad_px}')
+        if pad_px < 0: raise ValueError(f'ReflectCrop: pad_px must be at least 0 (got {pad_px})')
         self.pad_px = pad_px
         self.mirror = mirror
 
@@ -137,7 +137,7 @@ class ReflectCrop(BatchAugment):
         n, _, height, width = x.shape
         if self.pad_px >= min(height, width):
             raise ValueError(f'ReflectCrop: pad_px must be less than the size of the picture, '
-                             f'{height}×{width} px; got {self.pad_px}')
+                             f'{height}×{width} px (got {self.pad_px})')
         rows = _reflected(torch.arange(height, device=x.device) + shift[:, 1:], height)
         columns = _reflected(torch.arange(width, device=x.device) + shift[:, :1], width)
         columns = torch.where(mirrored[:, None], columns.flip(1), columns)
@@ -170,8 +170,8 @@ class Cutout(BatchAugment):
             raise ValueError(f'Cutout: max_area must be at least min_area, {min_area} '
                              f'(got {max_area})')
         if max_aspect < 1:
-            raise ValueError(f'Cutout: max_aspect must be 1 or more; got {max_aspect}')
-        if not 0 <= p <= 1: raise ValueError(f'Cutout: p must be between 0 and 1; got {p}')
+            raise ValueError(f'Cutout: max_aspect must be at least 1 (got {max_aspect})')
+        if not 0 <= p <= 1: raise ValueError(f'Cutout: p must be between 0 and 1 (got {p})')
         self.min_area = min_area
         self.max_area = max_area
         self.max_aspect = max_aspect

@@ -209,7 +209,7 @@ def _readable_names(request, bad):
     for kind, names in sorted(names_of.items()):
         some = ', '.join(names[:3]) + (', …' if len(names) > 3 else '')
         if kind != 'unreadable':
-            raise ValueError(f'image_folder: 8-bit RGB pictures are needed; {len(names)} of {n} '
+            raise ValueError(f'image_folder: pictures must be 8-bit RGB, and {len(names)} of {n} '
                              f'are {kind}: {some}; convert them, or pass convert=True')
         if not request.skip_bad:
             raise ValueError(f'image_folder: {len(names)} of {n} files cannot be decoded: {some}; '
@@ -248,8 +248,9 @@ def _labels_and_splits(request, names):
     n_each = labels[given['train']].bincount(minlength=len(vocab)).tolist()
     small = [name for name, n in zip(vocab, n_each) if 0 < n <= len(missing)]
     if small:
-        raise ValueError(f'image_folder: {len(missing)+1} or more training pictures a class are '
-                         f'needed to cut {" and ".join(missing)} from; too few of {small[:5]}')
+        raise ValueError(f'image_folder: each class must have at least {len(missing)+1} training '
+                         f'pictures, to cut {" and ".join(missing)} from, and there are too few of '
+                         f'{small[:5]}: add some, or leave the class out')
     cut = split_per_class(labels, missing, request.seed, given['train'])
     return labels, vocab, {**given, **cut}
 
@@ -425,8 +426,8 @@ def image_folder(
     files that cannot be decoded, and pictures that are not 8-bit RGB (unless `convert`);
     `OSError` if the decoded pictures cannot be written."""
     path = Path(path)
-    if size_px < 1: raise ValueError(f'image_folder: size_px must be 1 or more; got {size_px}')
-    if not path.is_dir(): raise ValueError(f'image_folder: a folder is needed; none at {path}')
+    if size_px < 1: raise ValueError(f'image_folder: size_px must be at least 1 (got {size_px})')
+    if not path.is_dir(): raise ValueError(f'image_folder: {path} is no folder: give one')
     files = _listing(path)
     if not files:
         raise ValueError(f'image_folder: no picture files in {path}; put them in one folder a '
@@ -445,14 +446,14 @@ class DataMissing(RuntimeError):
 def _cifar(name, url, seed):
     try: path = untar_data(url)
     except Exception as error:
-        raise DataMissing(f'{name}: its pictures are needed and could not be fetched from {url} '
+        raise DataMissing(f'{name}: its pictures could not be fetched from {url} '
                           f'({type(error).__name__}: {error}); connect to the network and call '
                           'again; an archive that is cut short has to be deleted first') from error
     files = _listing(path)
     n_in = Counter(file.name.split('/')[0] for file in files)
     if (n_in['train'], n_in['test']) != (50_000, 10_000):
-        raise DataMissing(f'{name}: 50,000 train and 10,000 test pictures are needed; {path} has '
-                          f'{n_in["train"]:,} and {n_in["test"]:,}: delete that folder and call '
+        raise DataMissing(f'{name}: there must be 50,000 train and 10,000 test pictures; {path} '
+                          f'has {n_in["train"]:,} and {n_in["test"]:,}: delete that folder and call '
                           'again')
     return _memory_task(_FolderRequest(path, files, name, 32, fracs=dict(valid=.1), seed=seed,
                                        mirror=True, convert=False, skip_bad=False))

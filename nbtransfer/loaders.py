@@ -232,8 +232,8 @@ class TaskDL(TfmdDL):
     def before_iter(self):
         unused = [*self.after_item.fs, *self.before_batch.fs]
         if unused:
-            raise ValueError('TaskDL: transforms of whole batches are needed, there are no items; '
-                             f'got {unused}: add them to after_batch, or use a DataBlock')
+            raise ValueError('TaskDL: after_item and before_batch must be empty, for there are no '
+                             f'items (got {unused}): add these to after_batch, or use a DataBlock')
         super().before_iter()
         self.n_made = 0
         seed_augments(self)

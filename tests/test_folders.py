@@ -457,10 +457,10 @@ def test_folder_without_pictures(tmp_path):
 
 def test_folder_that_is_a_file(tmp_path):
     (tmp_path/'pets').write_text('a file')
-    with saying('a folder is needed', 'pets'): image_folder(tmp_path/'pets')
+    with saying('image_folder: ', 'pets is no folder'): image_folder(tmp_path/'pets')
 
 def test_one_class_only(tmp_path):
-    with saying('two classes or more', 'got 1', "['cat']"): image_folder(write_pictures(tmp_path/'pets', cat=6))
+    with saying('at least two classes', 'got 1', "['cat']"): image_folder(write_pictures(tmp_path/'pets', cat=6))
 
 @pytest.mark.parametrize('split', ['train', 'valid', 'test'])
 def test_split_without_a_class(split, tmp_path):
@@ -470,11 +470,11 @@ def test_split_without_a_class(split, tmp_path):
 
 def test_class_too_small_to_split(tmp_path):
     folder = write_pictures(tmp_path/'pets', cat=6, dog=2)
-    with saying('3 or more training pictures', "['dog']"): image_folder(folder)
+    with saying('at least 3 training pictures', "['dog']"): image_folder(folder)
 
 def test_class_too_small_to_cut_one_split_from(tmp_path):
     folder = write_splits(tmp_path/'pets', train=dict(cat=6, dog=1), test=dict(cat=2, dog=2))
-    with saying('2 or more training pictures', 'cut valid from', "['dog']"): image_folder(folder)
+    with saying('at least 2 training pictures', 'cut valid from', "['dog']"): image_folder(folder)
 
 def test_split_with_nothing_but_twins(tmp_path):
     full = dict(cat=4, dog=4)
