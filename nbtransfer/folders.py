@@ -427,7 +427,8 @@ def image_folder(
     `OSError` if the decoded pictures cannot be written."""
     path = Path(path)
     if size_px < 1: raise ValueError(f'image_folder: size_px must be at least 1 (got {size_px})')
-    if not path.is_dir(): raise ValueError(f'image_folder: {path} is no folder: give one')
+    if not path.is_dir():
+        raise ValueError(f'image_folder: {path} is no folder: give one of class folders')
     files = _listing(path)
     if not files:
         raise ValueError(f'image_folder: no picture files in {path}; put them in one folder a '
@@ -453,8 +454,8 @@ def _cifar(name, url, seed):
     n_in = Counter(file.name.split('/')[0] for file in files)
     if (n_in['train'], n_in['test']) != (50_000, 10_000):
         raise DataMissing(f'{name}: there must be 50,000 train and 10,000 test pictures; {path} '
-                          f'has {n_in["train"]:,} and {n_in["test"]:,}: delete that folder and call '
-                          'again')
+                          f'has {n_in["train"]:,} and {n_in["test"]:,}: delete that folder and '
+                          'call again')
     return _memory_task(_FolderRequest(path, files, name, 32, fracs=dict(valid=.1), seed=seed,
                                        mirror=True, convert=False, skip_bad=False))
 
