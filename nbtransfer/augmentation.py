@@ -44,14 +44,14 @@ class BatchAugment(Transform):
 def affine_matrix(
     turn_rad:Tensor, # `(b,)` angle in radians
     shift:Tensor,    # `(b,2)` shift in x and y, as a share of the picture
-    mirror:Tensor,   # `(b,)` -1 for a mirror image, else 1
+    sign:Tensor,     # `(b,)` -1 for a mirror image, else 1
 )->Tensor:           # `(b,2,3)` for `torch.nn.functional.affine_grid`
     "Compose turning, shifting and mirroring into one affine map per picture"
     cos = turn_rad.cos()
     sin = turn_rad.sin()
     shift_x, shift_y = (2 * shift).unbind(1)
-    row_x = torch.stack([mirror * cos, -sin, shift_x], 1)
-    row_y = torch.stack([mirror * sin, cos, shift_y], 1)
+    row_x = torch.stack([sign * cos, -sin, shift_x], 1)
+    row_y = torch.stack([sign * sin, cos, shift_y], 1)
     return torch.stack([row_x, row_y], 1)
 
 # %% ../nbs/01_augmentation.ipynb #affine-positions
@@ -94,10 +94,10 @@ class AffineAugment(BatchAugment):
         x:Tensor,        # `(b,c,h,w)` float
         turn_rad:Tensor, # `(b,)` radians
         shift:Tensor,    # `(b,2)` shift in x and y, share of the picture
-        side:Tensor,     # `(b,)` -1 to mirror, else 1
+        sign:Tensor,     # `(b,)` -1 to mirror, else 1
     )->Tensor:           # as `x`
         "Resample each picture once"
-        matrix = affine_matrix(turn_rad, shift, side)
+        matrix = affine_matrix(turn_rad, shift, sign)
         positions = affine_positions(matrix, x.shape[2], x.shape[3]).to(x.dtype)
         x = x.contiguous()   # grid_sample is slow on channels-last memory
         return grid_sample(x, positions, padding_mode='reflection', align_corners=False)
@@ -116,7 +116,7 @@ class ReflectCrop(BatchAugment):
     ):
         "Keep the range; raises `ValueError` if it is negative"
         super().__init__()
-        if pad_px < 0: raise ValueError(f'ReflectCrop: pad_px must be 0 or more; got {pad_px}')
+        if pad_px < 0: raise ValueError(f'ReflectCrop: pad_px must be at least 0 (got {pad_px})')
         self.pad_px = pad_px
         self.mirror = mirror
 
@@ -129,18 +129,18 @@ class ReflectCrop(BatchAugment):
         return shift, (self.uniform(n, 1)[:, 0] < .5) & self.mirror
 
     def apply(self,
-        x:Tensor,      # `(b,c,h,w)` of any type
-        shift:Tensor,  # `(b,2)` int64 shift in x and y, pixels
-        mirror:Tensor, # `(b,)` bool
-    )->Tensor:         # as `x`
+        x:Tensor,        # `(b,c,h,w)` of any type
+        shift:Tensor,    # `(b,2)` int64 shift in x and y, pixels
+        mirrored:Tensor, # `(b,)` bool: which to mirror
+    )->Tensor:           # as `x`
         "Take each picture's window; raises `ValueError` if it would leave the reflection"
         n, _, height, width = x.shape
         if self.pad_px >= min(height, width):
             raise ValueError(f'ReflectCrop: pad_px must be less than the size of the picture, '
-                             f'{height}×{width} px; got {self.pad_px}')
+                             f'{height}×{width} px (got {self.pad_px})')
         rows = _reflected(torch.arange(height, device=x.device) + shift[:, 1:], height)
         columns = _reflected(torch.arange(width, device=x.device) + shift[:, :1], width)
-        columns = torch.where(mirror[:, None], columns.flip(1), columns)
+        columns = torch.where(mirrored[:, None], columns.flip(1), columns)
         each = torch.arange(n, device=x.device)[:, None, None]
         return x[each, :, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
 
@@ -162,12 +162,16 @@ class Cutout(BatchAugment):
         "Keep the ranges; raises `ValueError` if they are not ranges"
         super().__init__()
         if max_area is None: max_area = min_area
-        if not 0 <= min_area <= max_area <= 1:
-            raise ValueError('Cutout: min_area and max_area must be a range between 0 and 1; got '
-                             f'{min_area}, {max_area}')
+        if not 0 <= min_area <= 1:
+            raise ValueError(f'Cutout: min_area must be between 0 and 1 (got {min_area})')
+        if not 0 <= max_area <= 1:
+            raise ValueError(f'Cutout: max_area must be between 0 and 1 (got {max_area})')
+        if max_area < min_area:
+            raise ValueError(f'Cutout: max_area must be at least min_area, {min_area} '
+                             f'(got {max_area})')
         if max_aspect < 1:
-            raise ValueError(f'Cutout: max_aspect must be 1 or more; got {max_aspect}')
-        if not 0 <= p <= 1: raise ValueError(f'Cutout: p must be between 0 and 1; got {p}')
+            raise ValueError(f'Cutout: max_aspect must be at least 1 (got {max_aspect})')
+        if not 0 <= p <= 1: raise ValueError(f'Cutout: p must be between 0 and 1 (got {p})')
         self.min_area = min_area
         self.max_area = max_area
         self.max_aspect = max_aspect

@@ -42,26 +42,26 @@ class _File(NamedTuple):
     written_ns: int # time of the last change of what is in it
     changed_ns: int # time of the last change of any kind, which cannot be set back
 
-def _picture_file(entry, name):
+def _file_of(entry, name):
     try: stat = entry.stat()
     except OSError: return _File(name, -1, 0, 0)   # a link to nothing: unreadable, and said so
     return _File(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
-def _walk(folder, prefix=''):
+def _picture_files(folder, prefix=''):
     "Each picture file below `folder`, but for hidden ones"
     for entry in os.scandir(folder):
         name = prefix + entry.name
         if entry.name.startswith('.'): continue
-        if entry.is_dir(): yield from _walk(entry.path, f'{name}/')
-        elif os.path.splitext(name)[1].lower() in image_extensions: yield _picture_file(entry, name)
+        if entry.is_dir(): yield from _picture_files(entry.path, f'{name}/')
+        elif os.path.splitext(name)[1].lower() in image_extensions: yield _file_of(entry, name)
 
 def _listing(path):
     "The picture files below `path`, sorted by name"
-    return sorted(_walk(path))
+    return sorted(_picture_files(path))
 
 # %% ../nbs/03_folders.ipynb #folder-request
 @dataclass(frozen=True)
-class _Request:
+class _FolderRequest:
     "What `image_folder` was asked for, and the files that it found"
     path: Path     # of the folder
     files: list    # a `_File` for each picture file
@@ -209,7 +209,7 @@ def _readable_names(request, bad):
     for kind, names in sorted(names_of.items()):
         some = ', '.join(names[:3]) + (', …' if len(names) > 3 else '')
         if kind != 'unreadable':
-            raise ValueError(f'image_folder: 8-bit RGB pictures are needed; {len(names)} of {n} '
+            raise ValueError(f'image_folder: pictures must be 8-bit RGB, and {len(names)} of {n} '
                              f'are {kind}: {some}; convert them, or pass convert=True')
         if not request.skip_bad:
             raise ValueError(f'image_folder: {len(names)} of {n} files cannot be decoded: {some}; '
@@ -248,8 +248,9 @@ def _labels_and_splits(request, names):
     n_each = labels[given['train']].bincount(minlength=len(vocab)).tolist()
     small = [name for name, n in zip(vocab, n_each) if 0 < n <= len(missing)]
     if small:
-        raise ValueError(f'image_folder: {len(missing)+1} or more training pictures a class are '
-                         f'needed to cut {" and ".join(missing)} from; too few of {small[:5]}')
+        raise ValueError(f'image_folder: each class must have at least {len(missing)+1} training '
+                         f'pictures, to cut {" and ".join(missing)} from, and there are too few of '
+                         f'{small[:5]}: add some, or leave the class out')
     cut = split_per_class(labels, missing, request.seed, given['train'])
     return labels, vocab, {**given, **cut}
 
@@ -271,7 +272,8 @@ class FileTask(Task):
         self.files = files
         self.labels = labels
         self.vocab = list(vocab)
-        self.splits = {split: torch.as_tensor(splits[split]).long() for split in SPLITS}
+        self.splits = {split: torch.as_tensor(splits[split]).long()
+                       for split in SPLITS if split in splits}
         self._size_px = size_px
         self.mirror = mirror
         self.check()
@@ -289,8 +291,7 @@ class FileTask(Task):
     def fingerprint(self)->str: # 64 hexadecimal digits
         "Hash names and sizes of the files, labels, classes and splits with sha256"
         files = [(file.parent.name, file.name, file.stat().st_size) for file in self.files]
-        facts = [digest(dict(self.splits, labels=self.labels)), self.vocab, files]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        return seal([digest(dict(self.splits, labels=self.labels)), self.vocab, files])
 
     @property
     def size_px(self)->int: # pixels
@@ -392,6 +393,19 @@ def _is_held(n_bytes, in_memory):
                   'decoded for every batch. A smaller size_px, or in_memory=True, changes that')
     return False
 
+def _check_fracs(request):
+    "Raise `ValueError` if splits without a folder cannot be cut by the shares asked for"
+    given = _given_splits(request.path, [file.name for file in request.files])
+    fracs = {split: frac for split, frac in request.fracs.items() if not len(given[split])}
+    for split, frac in fracs.items():
+        if frac <= 0:
+            raise ValueError(f'image_folder: {split}_frac must be above 0 (got {frac}): there is '
+                             f'no {split} folder, so the split is cut from train')
+    if sum(fracs.values()) >= 1:
+        asked = ' and '.join(f'{split}_frac={frac}' for split, frac in fracs.items())
+        raise ValueError(f'image_folder: the shares must sum to less than 1 (got {asked}), so that '
+                         'pictures are left for train')
+
 def image_folder(
     path:Path,          # of class folders, or of `train`, `valid`/`val`, `test` folders of them
     size_px:int=32,     # height and width in pixels that every picture is scaled and cropped to
@@ -412,15 +426,17 @@ def image_folder(
     files that cannot be decoded, and pictures that are not 8-bit RGB (unless `convert`);
     `OSError` if the decoded pictures cannot be written."""
     path = Path(path)
-    if size_px < 1: raise ValueError(f'image_folder: size_px must be 1 or more; got {size_px}')
-    if not path.is_dir(): raise ValueError(f'image_folder: a folder is needed; none at {path}')
+    if size_px < 1: raise ValueError(f'image_folder: size_px must be at least 1 (got {size_px})')
+    if not path.is_dir():
+        raise ValueError(f'image_folder: {path} is no folder: give one of class folders')
     files = _listing(path)
     if not files:
         raise ValueError(f'image_folder: no picture files in {path}; put them in one folder a '
                          f'class, as in {path.name}/dog/1.jpg')
-    request = _Request(path, files, name or path.resolve().name, size_px, seed=seed,
-                       fracs=dict(test=test_frac, valid=valid_frac), mirror=mirror,
-                       convert=convert, skip_bad=skip_bad)
+    request = _FolderRequest(path, files, name or path.resolve().name, size_px, seed=seed,
+                             fracs=dict(test=test_frac, valid=valid_frac), mirror=mirror,
+                             convert=convert, skip_bad=skip_bad)
+    _check_fracs(request)
     if _is_held(request.n_bytes, in_memory): return _memory_task(request, cache)
     return _file_task(request)
 
@@ -431,17 +447,17 @@ class DataMissing(RuntimeError):
 def _cifar(name, url, seed):
     try: path = untar_data(url)
     except Exception as error:
-        raise DataMissing(f'{name}: its pictures are needed and could not be fetched from {url} '
+        raise DataMissing(f'{name}: its pictures could not be fetched from {url} '
                           f'({type(error).__name__}: {error}); connect to the network and call '
                           'again; an archive that is cut short has to be deleted first') from error
     files = _listing(path)
     n_in = Counter(file.name.split('/')[0] for file in files)
     if (n_in['train'], n_in['test']) != (50_000, 10_000):
-        raise DataMissing(f'{name}: 50,000 train and 10,000 test pictures are needed; {path} has '
-                          f'{n_in["train"]:,} and {n_in["test"]:,}: delete that folder and call '
-                          'again')
-    return _memory_task(_Request(path, files, name, 32, fracs=dict(valid=.1), seed=seed,
-                                 mirror=True, convert=False, skip_bad=False))
+        raise DataMissing(f'{name}: there must be 50,000 train and 10,000 test pictures; {path} '
+                          f'has {n_in["train"]:,} and {n_in["test"]:,}: delete that folder and '
+                          'call again')
+    return _memory_task(_FolderRequest(path, files, name, 32, fracs=dict(valid=.1), seed=seed,
+                                       mirror=True, convert=False, skip_bad=False))
 
 # %% ../nbs/03_folders.ipynb #cifar10-cifar100
 @lru_cache
@@ -469,7 +485,7 @@ def cifar100(
     return _cifar('cifar100', URLs.CIFAR_100, seed)
 
 # %% ../nbs/03_folders.ipynb #task-named
-_TASKS = dict(digits=digits, letters=letters, cifar10=cifar10, cifar100=cifar100)
+_TASK_MAKERS = dict(digits=digits, letters=letters, cifar10=cifar10, cifar100=cifar100)
 
 def task_named(
     name:str,    # `digits`, `letters`, `cifar10`, `cifar100`, or the path of a folder of pictures
@@ -478,7 +494,7 @@ def task_named(
     """Find a task by its name or folder
 
     Raises `ValueError` if there is neither."""
-    if str(name) in _TASKS: return _TASKS[str(name)]()
+    if str(name) in _TASK_MAKERS: return _TASK_MAKERS[str(name)]()
     if Path(name).is_dir(): return image_folder(name, **kwargs)
-    raise ValueError(f'task_named: one of {", ".join(_TASKS)}, or a folder of pictures, is needed; '
-                     f'got {name!r}, which is neither')
+    raise ValueError(f'task_named: {name!r} is neither a built-in task nor a folder of pictures: '
+                     f'name one of {", ".join(_TASK_MAKERS)}, or a folder')

@@ -114,8 +114,11 @@ class TaskSplit:
 
     def new_empty(self)->'TaskSplit': # for `learn.export`
         "Make the same without pictures"
-        task = self.task
-        return TaskSplit(_blank_task(task.name, task.vocab, task.size_px, task.mirror), self.split)
+        images = self.task.images[:0].clone()   # a view would hold on to all pictures
+        labels = self.task.labels[:0].clone()
+        splits = dict.fromkeys(SPLITS, labels)
+        empty = self.task.replaced(images=images, labels=labels, splits=splits)
+        return TaskSplit(empty, self.split)
 
     def decode(self,
         item:tuple,     # an image, or an image and a class number
@@ -150,18 +153,6 @@ def batch(self:TaskSplit,
     y = self.labels[idxs].to(device, non_blocking=True)
     return x, TensorCategory(y, vocab=self.vocab)
 
-def _blank_task(name, vocab, size_px, mirror):
-    "A task without pictures"
-    none = torch.zeros(0, dtype=torch.int64)
-    blank = Task.__new__(Task)
-    blank.name = name
-    blank.vocab = vocab
-    blank.mirror = mirror
-    blank.images = torch.zeros(0, size_px, size_px, 3, dtype=torch.uint8)
-    blank.labels = none
-    blank.splits = dict.fromkeys(SPLITS, none)
-    return blank
-
 # %% ../nbs/02_loaders.ipynb #task-split-picked
 @patch
 def picked(self:TaskSplit,
@@ -180,12 +171,12 @@ def picked(self:TaskSplit,
 def _class_of(item, vocab):
     "Class number of a file, by the name of its folder"
     if not isinstance(item, (str, Path)):
-        raise ValueError('test_dl: with labels, items must be paths, each in a folder named after '
-                         f'its class (got {type(item).__name__})')
+        raise ValueError('TaskSplit.picked: with labels, items must be paths, each in a folder '
+                         f'named after its class (got {type(item).__name__})')
     name = Path(item).parent.name
     if name not in vocab:
-        raise ValueError(f'test_dl: with labels, a folder must be named after one of the classes '
-                         f'{vocab[:5]}… (got {name!r}, of {item})')
+        raise ValueError('TaskSplit.picked: with labels, a folder must be named after one of the '
+                         f'classes {vocab[:5]}… (got {name!r}, of {item})')
     return vocab.index(name)
 
 # %% ../nbs/02_loaders.ipynb #task-split-fingerprint
@@ -241,8 +232,8 @@ class TaskDL(TfmdDL):
     def before_iter(self):
         unused = [*self.after_item.fs, *self.before_batch.fs]
         if unused:
-            raise ValueError('TaskDL: transforms of whole batches are needed, there are no items; '
-                             f'got {unused}: add them to after_batch, or use a DataBlock')
+            raise ValueError('TaskDL: after_item and before_batch must be empty, for there are no '
+                             f'items (got {unused}): add these to after_batch, or use a DataBlock')
         super().before_iter()
         self.n_made = 0
         seed_augments(self)
@@ -327,10 +318,10 @@ def check_batch_size(
     n_each:int, # training pictures for each process
 ):
     "Raise `ValueError` if either is not positive"
-    if bs < 1: raise ValueError(f'Task.dls: bs must be 1 or more; got {bs}')
+    if bs < 1: raise ValueError(f'dls: bs must be at least 1 (got {bs})')
     if n_each < 1:
-        raise ValueError('Task.dls: each process needs a training picture or more; '
-                         f'{_rank_and_world()[1]} processes are too many')
+        raise ValueError('dls: each process must have a training picture: '
+                         f'{_rank_and_world()[1]} processes are too many, start fewer')
 
 # %% ../nbs/02_loaders.ipynb #task-data-loaders-dls
 class TaskDataLoaders(DataLoaders):
@@ -378,18 +369,29 @@ def inference_card(
     mean, std = normalization(dls) or (None, None)
     return dict(vocab=list(dls.vocab), size_px=dls.task.size_px, mean=mean, std=std)
 
+class _NoPictures(Task):
+    "A task that knows how to prepare pictures, and has none"
+    def check(self): pass   # of no picture nothing can be wrong
+
 def inference_dls(
     card:dict,   # of `inference_card`, or of a weights file
     device=None, # a torch device; fastai's `default_device()` if None
 )->TaskDataLoaders: # without pictures, for `test_dl` and `learn.predict`
     "Make loaders that prepare pictures as a card says; raises `ValueError` if it does not"
-    try: vocab, size_px, mean, std = (card[key] for key in ('vocab', 'size_px', 'mean', 'std'))
-    except (KeyError, TypeError) as error:
-        raise ValueError(f'inference_dls: a card with vocab, size_px, mean and std is needed; '
-                         f'got {card}') from error
-    task = _blank_task('inference', vocab, size_px, mirror=False)
+    if not isinstance(card, dict):
+        raise ValueError('inference_dls: the card must be a dict of vocab, size_px, mean and std, '
+                         f'as `inference_card` gives (got {type(card).__name__})')
+    missing = [key for key in ('vocab', 'size_px', 'mean', 'std') if key not in card]
+    if missing:
+        raise ValueError(f'inference_dls: the card has no {", ".join(missing)}: take one of '
+                         '`inference_card`, or of a weights file')
+    size_px = card['size_px']
+    images = torch.zeros(0, size_px, size_px, 3, dtype=torch.uint8)
+    labels = torch.zeros(0, dtype=torch.int64)
+    task = _NoPictures('inference', images, labels, card['vocab'],
+                       splits=dict.fromkeys(SPLITS, labels))
     tfms = [IntToFloatTensor()]
-    if mean: tfms.append(Normalize.from_stats(mean, std, cuda=False))
+    if card['mean']: tfms.append(Normalize.from_stats(card['mean'], card['std'], cuda=False))
     device = device or default_device()
     loaders = [TaskDL(TaskSplit(task, split), after_batch=tfms, device=device) for split in SPLITS]
     return TaskDataLoaders(*loaders, device=device)

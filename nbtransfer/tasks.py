@@ -9,10 +9,10 @@ __all__ = ['SPLITS', 'normalization', 'drop_repeated', 'drop_twins', 'split_per_
            'letters']
 
 # %% ../nbs/00_tasks.ipynb #imports
-import hashlib, json
 from collections import Counter
 from copy import copy
 from functools import cached_property, lru_cache
+from numbers import Integral
 from pathlib import Path
 from random import Random
 import matplotlib
@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
-from .files import digest
+from .files import digest, seal
 
 # %% ../nbs/00_tasks.ipynb #normalization
 def normalization(
@@ -100,11 +100,13 @@ def split_per_class(
 
     Raises `ValueError` if a class has too few pictures to give one to each part, if a share is
     not above 0, or if the shares leave none to `train`."""
-    wanted = f'shares above 0 that sum to less than 1 are needed; got {fracs}'
     for name, share in fracs.items():
-        if share <= 0: raise ValueError(f'split_per_class: {name} would be empty: {wanted}')
+        if share <= 0:
+            raise ValueError(f'split_per_class: {name} would be empty: its share must be above 0 '
+                             f'(got {share})')
     if sum(fracs.values()) >= 1:
-        raise ValueError(f'split_per_class: train would be empty: {wanted}')
+        raise ValueError('split_per_class: train would be empty: the shares must sum to less '
+                         f'than 1 (got {fracs})')
     if idxs is None: idxs = torch.arange(len(labels))
     generator = torch.Generator().manual_seed(seed)
     parts = {name: [] for name in ('train', *fracs)}
@@ -112,9 +114,9 @@ def split_per_class(
         own = idxs[labels[idxs] == label]
         n = len(own)
         if n <= len(fracs):
-            raise ValueError(f'split_per_class: class {int(label)} needs {len(fracs)+1} pictures '
-                             f'or more, one for each of {", ".join(parts)}; it has {n}: '
-                             'add pictures or leave the class out')
+            raise ValueError(f'split_per_class: class {int(label)} must have at least '
+                             f'{len(fracs)+1} pictures (got {n}), one for each of '
+                             f'{", ".join(parts)}: add pictures or leave the class out')
         own = own[torch.randperm(n, generator=generator)]
         sizes = _part_sizes(n, fracs.values())
         cuts = own.split([*sizes, n - sum(sizes)])
@@ -153,7 +155,8 @@ class Task:
         self.images = images
         self.labels = labels
         self.vocab = list(vocab)
-        self.splits = {split: torch.as_tensor(splits[split]).long() for split in SPLITS}
+        self.splits = {split: torch.as_tensor(splits[split]).long()
+                       for split in SPLITS if split in splits}
         self.mirror = mirror
         self.check()
 
@@ -208,21 +211,25 @@ def check_labels(self:Task,
     n:int, # pictures
 ):
     "Raise `ValueError` naming the rule that labels, class names or splits of `n` pictures break"
+    lacking = [split for split in SPLITS if split not in self.splits]
+    if lacking:
+        raise ValueError(f'Task {self.name}: splits has no {", ".join(lacking)}: give the picture '
+                         'numbers of train, valid and test')
     labels = self.labels
     if labels.dtype != torch.int64:
-        raise ValueError(f'Task {self.name}: labels must be int64; got {labels.dtype}: pass '
+        raise ValueError(f'Task {self.name}: labels must be int64 (got {labels.dtype}): pass '
                          'labels.long()')
     if labels.shape != (n,):
-        raise ValueError(f'Task {self.name}: labels must be one a picture, of shape ({n},); got '
-                         f'{tuple(labels.shape)}')
+        raise ValueError(f'Task {self.name}: labels must be one a picture, of shape ({n},) '
+                         f'(got {tuple(labels.shape)})')
     if self.n_classes < 2:
-        raise ValueError(f'Task {self.name}: two classes or more are needed to tell apart; got '
-                         f'{self.n_classes}: {self.vocab}')
+        raise ValueError(f'Task {self.name}: vocab must have at least two classes to tell '
+                         f'apart (got {self.n_classes}: {self.vocab})')
     twice = [name for name, times in Counter(self.vocab).items() if times > 1]
-    if twice: raise ValueError(f'Task {self.name}: class names must differ; got twice: {twice}')
+    if twice: raise ValueError(f'Task {self.name}: class names must differ (got twice: {twice})')
     if n and not 0 <= labels.min() <= labels.max() < self.n_classes:
-        raise ValueError(f'Task {self.name}: labels must be 0..{self.n_classes-1}; got '
-                         f'{labels.min()}..{labels.max()}')
+        raise ValueError(f'Task {self.name}: labels must be 0..{self.n_classes-1} (got '
+                         f'{labels.min()}..{labels.max()})')
     for split, counts in self.counts().items():
         missing = counts.index[counts == 0].tolist()
         if missing:
@@ -234,15 +241,15 @@ def _check_pictures(task):
     "Raise `ValueError` if pictures are not uint8 RGB squares on the CPU"
     images = task.images
     if images.dtype != torch.uint8:
-        raise ValueError(f'Task {task.name}: images must be uint8, of values 0 to 255; got '
-                         f'{images.dtype}')
+        raise ValueError(f'Task {task.name}: images must be uint8, of values 0 to 255 (got '
+                         f'{images.dtype})')
     shape = tuple(images.shape)
     if len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2]:
-        raise ValueError(f'Task {task.name}: images must be of shape (n, size, size, 3); got '
-                         f'{shape}')
+        raise ValueError(f'Task {task.name}: images must be of shape (n, size, size, 3) '
+                         f'(got {shape})')
     if not images.is_cpu:
-        raise ValueError(f'Task {task.name}: images must be on the CPU; got {images.device}: pass '
-                         'images.cpu(), `dls` copies them to the device that trains')
+        raise ValueError(f'Task {task.name}: images must be on the CPU (got {images.device}): '
+                         'pass images.cpu(), `dls` copies them to the device that trains')
 
 # %% ../nbs/00_tasks.ipynb #task-fingerprint
 @patch
@@ -256,8 +263,7 @@ def picture(self:Task,
 def fingerprint(self:Task)->str: # 64 hexadecimal digits
     "Hash pictures, labels, classes and splits with sha256: the same for the same task anywhere"
     tensors = dict(self.splits, labels=self.labels, images=self.images)
-    facts = [digest(tensors), self.vocab, []]   # no files: a task over files names them here
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    return seal([digest(tensors), self.vocab, []])   # no files: a task over files names them here
 
 @patch
 def replaced(self:Task,
@@ -335,7 +341,7 @@ def letters(
 
     Raises `ValueError` if `n` leaves a letter fewer than three pictures."""
     if n < 3 * 26:
-        raise ValueError(f'letters: n must be 78 or more, three for each letter; got {n}')
+        raise ValueError(f'letters: n must be at least 78, three for each letter (got {n})')
     rng = Random(seed)
     vocab = list('abcdefghijklmnopqrstuvwxyz')
     labels = torch.arange(n) % 26
@@ -351,9 +357,11 @@ def subset(self:Task,
 )->Task:           # the same task, `valid` and `test` unchanged
     """Keep exactly `per_class` training pictures of each class
 
-    Raises `ValueError` if a class has fewer, or none are asked for."""
+    Raises `ValueError` if a class has fewer, or if `per_class` is no whole number of 1 or more."""
+    if not isinstance(per_class, Integral):
+        raise ValueError(f'Task.subset: per_class must be a whole number (got {per_class!r})')
     if per_class < 1:
-        raise ValueError(f'Task.subset: per_class must be 1 or more; got {per_class}')
+        raise ValueError(f'Task.subset: per_class must be at least 1 (got {per_class})')
     n_each = self.counts()['train']
     if n_each.min() < per_class:
         raise ValueError(f'Task.subset: {per_class} per class asked for; class {n_each.idxmin()} '

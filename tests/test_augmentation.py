@@ -10,6 +10,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from scipy import ndimage, stats
 from torchvision.transforms.v2 import functional as tv
+from helpers import saying
 from nbtransfer.augmentation import AffineAugment, Cutout, ReflectCrop
 from nbtransfer.loaders import TaskSplit
 from nbtransfer.tasks import digits
@@ -118,6 +119,11 @@ def test_zero_range_is_identity():
     nothing = task.dls(100, [ReflectCrop(0, mirror=False), AffineAugment(0, 0, False), Cutout(p=0)], seed=1).train
     for (x, y), (a, b) in zip(nothing, task.dls(100, False, seed=1).train):
         assert torch.equal(y, b) and torch.allclose(x, a, atol=1e-4)
+
+@pytest.mark.parametrize('areas, words', [((-.1, .2), 'min_area must be between 0 and 1 (got -0.1)'), ((float('nan'),), 'min_area must be'),
+    ((.1, 1.5), 'max_area must be between 0 and 1 (got 1.5)'), ((.5, .2), 'max_area must be at least min_area, 0.5 (got 0.2)')])
+def test_cutout_names_the_area_that_is_wrong(areas, words):
+    with saying(f'Cutout: {words}'): Cutout(*areas)
 
 # In loaders, fastai's and ours
 

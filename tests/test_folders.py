@@ -359,7 +359,7 @@ def test_file_task_finds_bad_files_and_twins_first(pets, cache):
     assert len(read(pets, cache, in_memory=False, convert=True).files) == N + 2
 
 def test_wrong_batch_size_of_a_file_task(both):
-    with pytest.raises(ValueError, match='bs must be 1'): both[1].dls(0)
+    with pytest.raises(ValueError, match='bs must be at least 1'): both[1].dls(0)
     assert isinstance(both[0], Task)
 
 def test_fingerprint_of_files_is_of_names_and_sizes(both, pets, cache):
@@ -422,7 +422,7 @@ def test_cifar_folder_with_too_few_pictures(home):
 # Names that nothing has
 
 @pytest.mark.parametrize('call, parts', [
-    (lambda: task_named('digtis'), ('letters, cifar10', "'digtis'")),
+    (lambda: task_named('digtis'), ("'digtis'", 'letters, cifar10')),
     (lambda: image_folder('no/such/folder'), ('no/such/folder',))])
 def test_unknown_name(call, parts):
     with saying(*parts): call()
@@ -457,10 +457,10 @@ def test_folder_without_pictures(tmp_path):
 
 def test_folder_that_is_a_file(tmp_path):
     (tmp_path/'pets').write_text('a file')
-    with saying('a folder is needed', 'pets'): image_folder(tmp_path/'pets')
+    with saying('image_folder: ', 'pets is no folder'): image_folder(tmp_path/'pets')
 
 def test_one_class_only(tmp_path):
-    with saying('two classes or more', 'got 1', "['cat']"): image_folder(write_pictures(tmp_path/'pets', cat=6))
+    with saying('at least two classes', 'got 1', "['cat']"): image_folder(write_pictures(tmp_path/'pets', cat=6))
 
 @pytest.mark.parametrize('split', ['train', 'valid', 'test'])
 def test_split_without_a_class(split, tmp_path):
@@ -470,11 +470,11 @@ def test_split_without_a_class(split, tmp_path):
 
 def test_class_too_small_to_split(tmp_path):
     folder = write_pictures(tmp_path/'pets', cat=6, dog=2)
-    with saying('3 or more training pictures', "['dog']"): image_folder(folder)
+    with saying('at least 3 training pictures', "['dog']"): image_folder(folder)
 
 def test_class_too_small_to_cut_one_split_from(tmp_path):
     folder = write_splits(tmp_path/'pets', train=dict(cat=6, dog=1), test=dict(cat=2, dog=2))
-    with saying('2 or more training pictures', 'cut valid from', "['dog']"): image_folder(folder)
+    with saying('at least 2 training pictures', 'cut valid from', "['dog']"): image_folder(folder)
 
 def test_split_with_nothing_but_twins(tmp_path):
     full = dict(cat=4, dog=4)
@@ -483,9 +483,18 @@ def test_split_with_nothing_but_twins(tmp_path):
     with pytest.warns(UserWarning, match='left out 1 pictures of pets'):
         with saying('split valid has no picture of', "['dog']"): image_folder(folder)
 
-@pytest.mark.parametrize('shares', [dict(valid_frac=.5, test_frac=.5), dict(test_frac=0), dict(valid_frac=-.1)])
-def test_shares_that_leave_a_split_empty(shares, folder):
-    with saying('shares above 0 that sum to less than 1', str([*shares.values()][0])): image_folder(folder, **shares)
+@pytest.mark.parametrize('shares, parts', [
+    (dict(valid_frac=.5, test_frac=.5), ('sum to less than 1', 'test_frac=0.5 and valid_frac=0.5', 'left for train')),
+    (dict(test_frac=0), ('test_frac must be above 0 (got 0)', 'no test folder')),
+    (dict(valid_frac=-.1), ('valid_frac must be above 0 (got -0.1)', 'no valid folder'))])
+def test_shares_that_leave_a_split_empty(shares, parts, folder):
+    (folder/'cat'/'bad.png').write_bytes(b'no picture')   # would be met later
+    with saying('image_folder: ', *parts): image_folder(folder, **shares)
+
+def test_a_share_is_not_asked_for_where_a_folder_is_given(tmp_path):
+    full = dict(cat=4, dog=4)
+    folder = write_splits(tmp_path/'pets', train=full, valid=full, test=full)
+    assert len(image_folder(folder, valid_frac=0, test_frac=1).splits['valid']) == 8
 
 # Files that cannot be decoded
 

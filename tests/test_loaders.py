@@ -187,6 +187,7 @@ def test_card_is_all_that_inference_needs(learn, tmp_path):
     assert inference_card(fresh.dls) == card
     for bad in ({}, {'vocab': ['a']}, None):
         with pytest.raises(ValueError, match='size_px'): inference_dls(bad)
+    with pytest.raises(ValueError, match='the card has no size_px: '): inference_dls({key: card[key] for key in card if key != 'size_px'})
 
 def test_fastais_own_export_holds_no_pictures(learn, tmp_path):
     "It is a pickle, and no function of ours reads one; it should work all the same, and be small"

@@ -1,12 +1,14 @@
 "Tasks: splits and subsets of any labels, what a task answers, and what is refused"
 import hashlib, json
 from itertools import combinations
+from pathlib import Path
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, strategies as st
 from helpers import PACKAGE, saying, some
 from nbtransfer.comparison import compare
-from nbtransfer.folders import cifar10, cifar100
+from nbtransfer.folders import FileTask, cifar10, cifar100
 from nbtransfer.tasks import SPLITS, Task, digits, drop_repeated, drop_twins, letters, split_per_class
 
 seeds = st.integers(0, 2**31)
@@ -131,19 +133,30 @@ def test_a_task_of_other_examples_needs_no_pictures():
 def test_fewer_pictures_than_labels_asked_for():
     task = noise_task([6, 6], vocab=['cat', 'dog'])
     with saying('5 per class asked for', 'class cat has 4'): task.subset(5)
-    with saying('per_class must be 1 or more', 'got 0'): task.subset(0)
+    with saying('per_class must be at least 1', 'got 0'): task.subset(0)
+    for odd in (1.5, 2., '2', None):
+        with saying('per_class must be a whole number', repr(odd)): task.subset(odd)
+    assert task.subset(np.int64(2)).splits['train'].tolist() == task.subset(2).splits['train'].tolist()
+
+def test_a_split_that_is_not_there():
+    task = noise_task([6, 6])
+    no_valid = dict(train=task.splits['train'], test=task.splits['test'])
+    for splits, names in (({}, 'train, valid, test'), (dict(train=[0, 1]), 'valid, test'), (no_valid, 'valid')):
+        with saying('Task noise', f'splits has no {names}'): Task('noise', task.images, task.labels, task.vocab, splits=splits)
+        with saying('Task files', f'splits has no {names}'):
+            FileTask('files', [Path(f'{i}.png') for i in range(12)], task.labels, task.vocab, splits=splits, size_px=8)
     with saying('98 per class', 'class 8 has 97'): compare(digits(), 'resnet9-letters', (1, 98))
 
 @pytest.mark.parametrize('call, part', [
     (lambda: letters(77), 'got 77'), (lambda: digits().dls(bs=0), 'got 0'),
-    (lambda: split_per_class(torch.tensor([0, 0, 0, 1, 1]), dict(test=.2, valid=.2)), 'class 1 needs 3 pictures'),
+    (lambda: split_per_class(torch.tensor([0, 0, 0, 1, 1]), dict(test=.2, valid=.2)), 'class 1 must have at least 3 pictures (got 2)'),
     (lambda: compare(digits(), 'resnet9-letters', seeds=1), 'got 1')])
 def test_number_too_small(call, part):
     with saying(part): call()
 
 @pytest.mark.parametrize('shares, words', [
-    (dict(test=.5, valid=.5), ('train would be empty', 'shares above 0 that sum to less than 1', '0.5')),
-    (dict(test=0, valid=.1), ('test would be empty', 'shares above 0 that sum to less than 1', '0')),
-    (dict(test=.2, valid=-.1), ('valid would be empty', 'shares above 0 that sum to less than 1', '-0.1'))])
+    (dict(test=.5, valid=.5), ('train would be empty', 'the shares must sum to less than 1', '0.5')),
+    (dict(test=0, valid=.1), ('test would be empty', 'share must be above 0', 'got 0')),
+    (dict(test=.2, valid=-.1), ('valid would be empty', 'share must be above 0', 'got -0.1'))])
 def test_shares_name_the_part_that_would_be_empty(shares, words):
     with saying(*words): split_per_class(torch.arange(40) % 2, shares)
