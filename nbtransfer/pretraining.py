@@ -637,7 +637,6 @@ class Checkpoint(Callback):
         self.due = _Due(every_steps, every_min)
         self.found = _read_checkpoint(self.file, resume)   # what to become
         self.runs = []        # what has to be the same, of each fit before this one
-        self.facts = None     # the same of the fit that goes on
         self.trains = False   # whether a fit goes on
         self.jump = None      # to the epoch in which the run was cut off
 
@@ -652,10 +651,7 @@ class Checkpoint(Callback):
 
     def before_train(self):
         if hasattr(self.learn, 'lr_finder'): return
-        if not self.trains:
-            self.due.start()
-            self.facts = _run_facts(self.learn)
-        self.trains = True
+        if not self.trains: self._begin()
         if self.found:
             self._check()
             _set_random(self.learn, self.found['begun'])
@@ -677,7 +673,7 @@ class Checkpoint(Callback):
         if self.jump: self.jump.undo()
         self.jump = None
         if is_finished:
-            self.facts = _run_facts(self.learn)
+            self._begin()
             self._check()
             if len(self.runs) == self.found['place'][0]: self._restore()
         elif self.trains: self._save(None)
@@ -697,6 +693,13 @@ def _run_facts(learn):
     return dict(epochs=learn.n_epoch, batches=len(learn.dls.train),
                 parameters=count_params(learn.model), recipe=json.dumps(record_of(learn).recipe),
                 pictures=pictures)
+
+@patch
+def _begin(self:Checkpoint):
+    "Note what this fit is, and begin to count its steps"
+    self.facts = _run_facts(self.learn)
+    self.due.start()
+    self.trains = True
 
 @patch
 def _check(self:Checkpoint):
