@@ -294,11 +294,11 @@ def linear_probe(
     Source: Alain and Bengio 2016, Understanding intermediate layers using linear classifiers."""
     head = body_and_head(learn.model)[1]
     if not isinstance(head, nn.Linear):
-        raise ValueError('linear_probe: a linear head, an nn.Linear, is needed; got '
+        raise ValueError('linear_probe: the head must be linear, an nn.Linear; got '
                          f'{type(head).__name__}: use head_learner')
     if head.bias is None:
-        raise ValueError('linear_probe: a linear head with a bias is needed; this one has none: '
-                         'use head_learner')
+        raise ValueError('linear_probe: the head has no bias, which a probe sets: use '
+                         'head_learner')
     strengths = sorted(Cs)
     if not strengths:
         raise ValueError('linear_probe: Cs must hold at least one inverse strength of '

@@ -85,8 +85,8 @@ def body_and_head(
     if hasattr(model, 'body') and hasattr(model, 'head'): return model.body, model.head
     if isinstance(model, nn.Sequential) and len(model) == 2: return model[0], model[1]
     parts = [name for name, _ in model.named_children()][:6]
-    raise ValueError('body_and_head: a network with parts `body` and `head`, or an nn.Sequential '
-                     f'of two, is needed; got {type(model).__name__} with {parts}; '
+    raise ValueError('body_and_head: a network must have parts `body` and `head`, or be an '
+                     f'nn.Sequential of two; got {type(model).__name__} with {parts}: '
                      'wrap it in nn.Sequential(body, head)')
 
 # %% ../nbs/04_networks.ipynb #article-cnn
@@ -165,8 +165,8 @@ def _from_torchvision(name, n_classes, **kwargs):
     body = torchvision.models.get_model(name, weights=None, **kwargs)
     linears = [name for name, module in body.named_modules() if isinstance(module, nn.Linear)]
     if not linears:
-        raise ValueError('create_network: a linear classifier to replace is needed; '
-                         f'torchvision/{name} has none: use its timm twin')
+        raise ValueError(f'create_network: torchvision/{name} has no linear classifier to replace: '
+                         'use its timm twin')
     classifier = body.get_submodule(linears[-1])
     body.set_submodule(linears[-1], nn.Identity())
     return body, nn.Linear(classifier.in_features, n_classes)
@@ -199,7 +199,7 @@ def create_network(
             return _assemble(f'{key}/{plain}', body, head, n_classes=n_classes, **kwargs)
         known += names
     nearest = get_close_matches(plain, known, 3) or list(_OURS)
-    raise ValueError('create_network: a network of nbtransfer, timm or torchvision is needed; '
+    raise ValueError('create_network: arch must name a network of nbtransfer, timm or torchvision; '
                      f'got {arch!r}; nearest: {", ".join(nearest)}')
 
 # %% ../nbs/04_networks.ipynb #stage-helpers
@@ -349,8 +349,8 @@ def _names_asked(model, asked):
         for name in model.state_dict():
             if fnmatchcase(name, asked) or name.startswith(f'{asked}.'): names.add(name)
     if not names and asked != 0:
-        raise ValueError('tensors_of: a number of stages, a name, or a pattern with * is needed; '
-                         f'{asked!r} names nothing; stages: '
+        raise ValueError(f'tensors_of: {asked!r} names nothing: pass a number of stages, a name, '
+                         'or a pattern with *; stages: '
                          f'{", ".join(stage.name for stage in parts)}')
     return names
 

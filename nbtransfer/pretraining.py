@@ -101,12 +101,13 @@ def compute_settings(
     "Choose memory format, precision and optimiser; raises `ValueError` for what cannot be had"
     device = torch.device(device or default_device())
     if precision not in (None, torch.float32, torch.bfloat16):
-        raise ValueError('compute_settings: torch.float32 or torch.bfloat16 is needed; got '
-                         f'{precision}: for float16, pass torch.float32 and use `learn.to_fp16()`')
+        raise ValueError('compute_settings: precision must be torch.float32 or torch.bfloat16 '
+                         f'(got {precision}): for float16, pass torch.float32 and use '
+                         '`learn.to_fp16()`')
     try: torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f'compute_settings: a device that is here is needed; {device} is not: '
-                         f'{error}') from error
+        raise ValueError(f'compute_settings: device {device} is not there ({error}): pass '
+                         "another, or None for fastai's default") from error
     if fused and not _can_fuse(device):
         raise ValueError(f'compute_settings: PyTorch has no fused AdamW for {device}; '
                          'pass fused=False')
@@ -146,8 +147,8 @@ class Autocast(Callback):
 
     def before_fit(self):
         if any(isinstance(cb, MixedPrecision) for cb in self.learn.cbs):
-            raise RuntimeError('Autocast: one precision is needed; this learner has '
-                               f'{self.precision} and that of `to_fp16` or `to_bf16`: pass '
+            raise RuntimeError('Autocast: a learner must have one precision (got '
+                               f'{self.precision} and that of `to_fp16` or `to_bf16`): pass '
                                'compute=compute_settings(precision=torch.float32)')
         _release(self.model)
         own = self.model.__dict__.get('forward')
@@ -362,9 +363,9 @@ def task_learner(
     "Make a `Learner` for `task`; raises `ValueError` if the head has another number of classes"
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if linears and linears[-1].out_features != task.n_classes:
-        raise ValueError(f'task_learner: a head with {task.n_classes} outputs is needed for '
-                         f'{task.name}; this one has {linears[-1].out_features}: build the '
-                         f'network with n_classes={task.n_classes}')
+        raise ValueError(f'task_learner: the network must have a head with {task.n_classes} '
+                         f'outputs for {task.name} (got {linears[-1].out_features}): build it with '
+                         f'n_classes={task.n_classes}')
     if compute is None: compute = compute_settings()
     dls = task.dls(bs, augment, stats, seed=seed, device=compute.device)
     model.to(memory_format=compute.layout)
@@ -423,8 +424,8 @@ def plot_curves(
     "Plot losses and accuracy by epoch; raises `RuntimeError` if nothing was trained"
     rows = pd.DataFrame(learn.curves.rows)
     if 'valid_loss' not in rows:
-        raise RuntimeError('plot_curves: epochs that were trained and validated are needed; this '
-                           'learner has none: fit it without SkipValid')
+        raise RuntimeError('plot_curves: this learner has no epochs that were trained and '
+                           'validated: fit it without SkipValid')
     if axs is None: axs = plt.subplots(1, 2, figsize=(9, 3.5), layout='constrained')[1]
     left, right = axs
     epochs = range(1, len(rows) + 1)
@@ -556,8 +557,8 @@ def _read_checkpoint(path, resume=True):
     "The state that `Checkpoint` wrote in a file; None if it is not there"
     if not path.exists(): return None
     if not resume:
-        raise RuntimeError(f'Checkpoint: a file that is not there yet is needed; {path} holds a '
-                           'run: pass resume=True to go on with it, or delete it')
+        raise RuntimeError(f'Checkpoint: {path} already holds a run: pass resume=True to go on '
+                           'with it, or delete it')
     try:
         with safe_open(path, 'pt') as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
@@ -567,7 +568,7 @@ def _read_checkpoint(path, resume=True):
             raise ValueError('something in it has changed')
         return _unpack(json.loads(facts), tensors)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f'Checkpoint: a file that Checkpoint wrote is needed; {path} is none '
+        raise ValueError(f'Checkpoint: {path} is no whole file of a Checkpoint '
                          f'({type(error).__name__}: {error}): delete it, or pass another path'
                          ) from error
 
@@ -636,7 +637,6 @@ class Checkpoint(Callback):
         self.due = _Due(every_steps, every_min)
         self.found = _read_checkpoint(self.file, resume)   # what to become
         self.runs = []        # what has to be the same, of each fit before this one
-        self.facts = None     # the same of the fit that goes on
         self.trains = False   # whether a fit goes on
         self.jump = None      # to the epoch in which the run was cut off
 
@@ -651,10 +651,7 @@ class Checkpoint(Callback):
 
     def before_train(self):
         if hasattr(self.learn, 'lr_finder'): return
-        if not self.trains:
-            self.due.start()
-            self.facts = _run_facts(self.learn)
-        self.trains = True
+        if not self.trains: self._begin()
         if self.found:
             self._check()
             _set_random(self.learn, self.found['begun'])
@@ -676,7 +673,7 @@ class Checkpoint(Callback):
         if self.jump: self.jump.undo()
         self.jump = None
         if is_finished:
-            self.facts = _run_facts(self.learn)
+            self._begin()
             self._check()
             if len(self.runs) == self.found['place'][0]: self._restore()
         elif self.trains: self._save(None)
@@ -698,12 +695,19 @@ def _run_facts(learn):
                 pictures=pictures)
 
 @patch
+def _begin(self:Checkpoint):
+    "Note what this fit is, and begin to count its steps"
+    self.facts = _run_facts(self.learn)
+    self.due.start()
+    self.trains = True
+
+@patch
 def _check(self:Checkpoint):
     "Raise `ValueError` if another run was begun than the one that was cut off"
     written = self.found['runs'][len(self.runs)]
     for what, now in self.facts.items():
         if written[what] != now:
-            raise ValueError(f'Checkpoint: the run of {self.file} is needed, with {what} '
+            raise ValueError(f'Checkpoint: {self.file} holds another run, with {what} '
                              f'{written[what]}; got {now}: run the same code again, or pass '
                              'another path')
 
@@ -726,17 +730,17 @@ def _restore(self:Checkpoint):
 # %% ../nbs/05_pretraining.ipynb #check-monitored
 def _check_monitored(learn, monitor):
     "Raise `ValueError` if `monitor` is not measured on `valid` after each epoch"
-    needed = f'EarlyStop: {monitor} after each epoch on valid is needed'
+    rule = f'EarlyStop: {monitor} must be measured on valid after each epoch'
     if any(isinstance(cb, SkipValid) for cb in learn.cbs):
-        raise ValueError(f'{needed}; it is left out by SkipValid: take that callback away')
+        raise ValueError(f'{rule}; it is left out by SkipValid: take that callback away')
     data = learn.dls.valid_ds
     if isinstance(data, TaskSplit): split = data.split
     else: split = ('train', 'valid', 'test')[getattr(data, 'split_idx', 1)]   # of fastai's data
     if split != 'valid':
-        raise ValueError(f'{needed}; the second loader has {split}: put valid there')
+        raise ValueError(f'{rule}; the second loader has {split}: put valid there')
     names = list(learn.recorder.metric_names[1:-1])
     if monitor not in names:
-        raise ValueError(f'{needed}; this learner measures {", ".join(names)}: name one of them')
+        raise ValueError(f'{rule}; this learner measures {", ".join(names)}: name one of them')
 
 # %% ../nbs/05_pretraining.ipynb #early-stop
 class EarlyStop(EarlyStoppingCallback):
@@ -748,7 +752,7 @@ class EarlyStop(EarlyStoppingCallback):
     ):
         "Raises `ValueError` for a value that is not measured on `valid`"
         if monitor.startswith('train'):
-            raise ValueError('EarlyStop: a value measured on valid is needed, such as valid_loss; '
+            raise ValueError('EarlyStop: monitor must be measured on valid, such as valid_loss; '
                              f'got {monitor}')
         super().__init__(monitor, min_delta=min_delta, patience=patience)
         self.trains = False

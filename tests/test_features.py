@@ -607,14 +607,14 @@ def test_what_cannot_be_probed_is_refused():
     before = cloned(learn.model)
     with saying('linear_probe: every class must have a training picture', "none of ['3']"): linear_probe(learn)
     deep, _ = with_own_head(nn.Linear(64, 64), nn.ReLU())
-    with saying('linear_probe: a linear head', 'got Sequential'): linear_probe(deep)
+    with saying('linear_probe: the head must be linear', 'got Sequential'): linear_probe(deep)
     with saying('linear_probe: Cs must hold at least one', 'got ()'): linear_probe(carried(), Cs=())
     assert states_equal(before, learn.model.state_dict())
 
 def test_probe_of_a_head_without_bias():
     "Refused in words, or set as well as that goes: not an error of Python's"
     model = nn.Sequential(OrderedDict(body=deepcopy(source('resnet9').body), head=nn.Linear(64, 10, bias=False)))
-    with saying('linear_probe: a linear head with a bias'): linear_probe(task_learner(few, model, compute=plain, cbs=[Quiet()]))
+    with saying('linear_probe: the head has no bias'): linear_probe(task_learner(few, model, compute=plain, cbs=[Quiet()]))
 
 # fastai's own learners
 

@@ -9,7 +9,7 @@ from nbtransfer.networks import (body_and_head, count_flops, create_network, eva
     (lambda: create_network('resnet99', 10), ("'resnet99'", 'resnet9')),
     (lambda: create_network('timm/resnet9', 10), ("'timm/resnet9'",)),
     (lambda: create_network('keras/resnet50', 10), ("'keras/resnet50'",)),
-    (lambda: create_network('torchvision/squeezenet1_1', 10), ('linear classifier', 'torchvision/squeezenet1_1 has none')),
+    (lambda: create_network('torchvision/squeezenet1_1', 10), ('torchvision/squeezenet1_1 has no linear classifier', 'timm twin')),
     (lambda: create_network('resnet9', 0), ('n_classes must be at least 1 (got 0)',))])
 def test_unknown_network(call, parts):
     with saying('create_network: ', *parts): call()

@@ -116,7 +116,7 @@ def test_rule(units, monkeypatch):
 
 def test_what_cannot_be_had_is_said(monkeypatch):
     for precision in (torch.float16, torch.float64, 'bfloat16'):
-        with pytest.raises(ValueError, match='torch.float32 or torch.bfloat16 is needed'): compute_settings(precision=precision)
+        with pytest.raises(ValueError, match='precision must be torch.float32 or torch.bfloat16'): compute_settings(precision=precision)
     monkeypatch.setattr(pretraining, '_can_fuse', lambda device: False)
     assert compute_settings().fused is False
     with pytest.raises(ValueError, match='no fused AdamW'): compute_settings(fused=True)
@@ -130,7 +130,7 @@ def test_measuring_leaves_the_network_alone():
 
 def test_two_precisions_are_refused():
     learn = task_learner(eight, article_cnn(10), bs=40, cbs=[Quiet()], compute=compute_settings(precision=torch.bfloat16)).to_fp16()
-    with pytest.raises(RuntimeError, match='one precision is needed'): learn.fit(1)
+    with pytest.raises(RuntimeError, match='Autocast: a learner must have one precision'): learn.fit(1)
 
 def test_networks_own_forward_is_given_back():
     model, calls = article_cnn(10), []
@@ -584,9 +584,9 @@ def cut_off(cut_off_bytes, tmp_path):
     return tmp_path/'run'
 
 def test_existing_file_is_refused(cut_off):
-    with saying('a file that is not there yet', str(cut_off), 'pass resume=True', error=RuntimeError): Checkpoint(cut_off)
+    with saying(f'{cut_off} already holds a run', 'pass resume=True', error=RuntimeError): Checkpoint(cut_off)
     cut_off.write_bytes(b'')
-    with saying('a file that is not there yet', error=RuntimeError): Checkpoint(cut_off)
+    with saying('already holds a run', error=RuntimeError): Checkpoint(cut_off)
 
 @pytest.mark.parametrize('every, words', [(dict(every_steps=0), 'every_steps must be at least 1 (got 0)'),
     (dict(every_steps=-1), 'every_steps must be at least 1 (got -1)'), (dict(every_min=0), 'every_min must be above 0 (got 0)')])
@@ -595,7 +595,7 @@ def test_never_writing_is_refused(every, words, tmp_path):
 
 def refused(path, data):
     path.write_bytes(data)
-    with saying('Checkpoint: a file that Checkpoint wrote is needed', str(path), 'delete it'): Checkpoint(path, resume=True)
+    with saying(f'Checkpoint: {path} is no whole file of a Checkpoint', 'delete it'): Checkpoint(path, resume=True)
 
 def test_damaged_file_is_refused(cut_off):
     data = cut_off.read_bytes()
@@ -635,7 +635,7 @@ others = {   # runs that are not the one that was cut off
 @pytest.mark.parametrize('name', others)
 def test_another_run_is_refused(name, cut_off):
     former, (train, parts) = cut_off.read_bytes(), others[name]
-    with saying(f'Checkpoint: the run of {cut_off} is needed', *parts): train(Checkpoint(cut_off, 1, resume=True))
+    with saying(f'Checkpoint: {cut_off} holds another run', *parts): train(Checkpoint(cut_off, 1, resume=True))
     assert cut_off.read_bytes() == former
 
 def test_other_pictures_with_the_same_numbers_are_refused(cut_off):
@@ -646,7 +646,7 @@ def test_other_pictures_with_the_same_numbers_are_refused(cut_off):
     images[first, 3, 3, 0] ^= 1
     labels[first] = (labels[first] + 1) % few.n_classes
     for changed in (few.replaced(images=images), few.replaced(labels=labels)):
-        with saying(f'Checkpoint: the run of {cut_off} ', 'with pictures', 'got'):
+        with saying(f'Checkpoint: {cut_off} holds another run, with pictures', 'got'):
             tuned('tiny', 'head first', 3, Checkpoint(cut_off, 1, resume=True), task=changed)
         assert cut_off.read_bytes() == former
 
@@ -746,8 +746,8 @@ def test_nothing_else_stops_or_changes(tmp_path):
 
 def test_early_stop_looks_at_valid_only():
     for name in ('train_loss', 'train_accuracy'):
-        with saying('EarlyStop: a value measured on valid', f'got {name}'): EarlyStop(name)
-    with saying('EarlyStop: no_such after each epoch on valid is needed'): of_a_learner(own_learner(EarlyStop('no_such')))
+        with saying('EarlyStop: monitor must be measured on valid', f'got {name}'): EarlyStop(name)
+    with saying('EarlyStop: no_such must be measured on valid after each epoch'): of_a_learner(own_learner(EarlyStop('no_such')))
     with saying('left out by SkipValid'): of_a_learner(own_learner(EarlyStop(), SkipValid()))
 
 @pytest.mark.parametrize('kind', ['memory', 'files'])
@@ -757,7 +757,7 @@ def test_early_stop_on_test_is_refused(kind, tmp_path):
     of_a_learner(learn)
     for i in (2, 0):
         learn.dls = DataLoaders(learn.dls[0], task.dls(16)[i], device=learn.dls.device)
-        with saying('EarlyStop: valid_loss after each epoch on valid is needed'): of_a_learner(learn)
+        with saying('EarlyStop: valid_loss must be measured on valid after each epoch'): of_a_learner(learn)
 
 # Minutes, other learners, other layouts
 
