@@ -32,12 +32,6 @@ from .networks import (body_and_head, create_network, evaluating, flops_by_layer
                                  picture_shape, stages, tensors_of, unwrapped)
 from .sources import Source, read_source
 
-# %% ../nbs/08_transfer.ipynb #trimmed-shape
-def _trimmed_shape(shape):
-    "A shape without the ones at its end, by which a linear layer and a 1×1 convolution are the same"
-    while shape and shape[-1] == 1: shape = shape[:-1]
-    return tuple(shape)
-
 # %% ../nbs/08_transfer.ipynb #match-tensors
 def match_tensors(
     target:dict,   # name → tensor, in the order of the target's layers
@@ -96,8 +90,8 @@ def _match_by_prefix(wanted, offered, own):
     best = max(scores.values())
     ties = sorted(prefix for prefix, score in scores.items() if score == best)
     if len(ties) > 1:
-        raise TransferError('match_tensors: one network in the source is needed; it has '
-                            f'{len(ties)} whose names fit, under {ties}: pass the tensors of one')
+        raise TransferError(f'match_tensors: the source has {len(ties)} networks whose names fit '
+                            f'equally well, under {ties}: pass the tensors of one')
     prefix = ties[0]
     rule = 'same name' if prefix == own else f'same name after {prefix!r}, {own!r} here'
     return {name: TensorMatch(prefix + name, rule) for name in wanted if prefix + name in offered}
@@ -121,6 +115,11 @@ def _numbers_after(prefix, wanted, offered, own):
         n_named += tensor.numel()
         if _trimmed_shape(tensor.shape) == _trimmed_shape(other.shape): n_fit += tensor.numel()
     return n_fit, n_named, prefix == own
+
+def _trimmed_shape(shape):
+    "A shape without the ones at its end: a linear layer and a 1×1 convolution are the same"
+    while shape and shape[-1] == 1: shape = shape[:-1]
+    return tuple(shape)
 
 # %% ../nbs/08_transfer.ipynb #match-outline
 def _outline(tensors):
@@ -167,8 +166,8 @@ def _match_by_order(wanted, offered, by_name):
     crossed = _crossed(pairs, ours)
     if crossed:
         name, other = crossed[0]
-        raise TransferError('match_tensors: names that tell the tensors apart are needed; order '
-                            f'and shapes agree, but would make {other} of the source {name} here: '
+        raise TransferError('match_tensors: order and shapes agree, but would make '
+                            f'{other} of the source {name} here, and both sides use these words: '
                             'rename the tensors of the source')
     return {name: TensorMatch(other, 'same order and shapes') for name, other in pairs.items()}
 
@@ -207,7 +206,7 @@ def _match_head(wanted, offered, own, used):
     return {own + name: TensorMatch(theirs[word], 'what is left, by its last word')
             for word, name in ours.items()}
 
-# %% ../nbs/08_transfer.ipynb #transfer-receipt
+# %% ../nbs/08_transfer.ipynb #receipt-row
 class _ReceiptRow(NamedTuple):
     "What happened to one tensor"
     tensor: str
@@ -222,6 +221,7 @@ class _ReceiptRow(NamedTuple):
     carried: int        # of its numbers, those that are the source's
     is_parameter: bool
 
+# %% ../nbs/08_transfer.ipynb #transfer-receipt
 class TransferReceipt:
     "What happened to every tensor of both sides of a transfer"
     columns = list(_ReceiptRow._fields)
@@ -427,10 +427,10 @@ def _check_request(request):
     for name, values in known.items():
         value = getattr(request, name)
         if value not in values:
-            raise ValueError(f'transfer_weights: {name} has to be one of {values}; got {value!r}')
+            raise ValueError(f'transfer_weights: `{name}` must be one of {values} (got {value!r})')
     if not 0 <= request.min_share <= 1:
-        raise ValueError('transfer_weights: min_share has to be in [0, 1]; '
-                         f'got {request.min_share}')
+        raise ValueError('transfer_weights: `min_share` must be in [0, 1] '
+                         f'(got {request.min_share})')
     if request.grow: _check_nothing_left_out(request)
 
 def _check_nothing_left_out(request):
@@ -446,10 +446,11 @@ def _check_nothing_left_out(request):
 def _check_vocabs(request, source):
     "Refuse to carry rows by name without the names of both sides"
     if source.card.get('vocab') is None:
-        raise ValueError("transfer_weights: head='names' needs both vocabularies; the source has "
-                         "no classes' names")
+        raise ValueError("transfer_weights: the source has no classes' names, so head='names' "
+                         'cannot find their rows: say head=True or head=False')
     if request.vocab is None:
-        raise ValueError("transfer_weights: head='names' needs both vocabularies; pass vocab=")
+        raise ValueError("transfer_weights: `vocab` must name the target's classes for "
+                         "head='names' (got None)")
 
 # %% ../nbs/08_transfer.ipynb #inventory
 @dataclass(frozen=True)
@@ -486,8 +487,9 @@ def _take_inventory(source, model, request):
     last_layer = max(in_head, key=list(tensors).index, default='').rpartition('.')[0]
     head_rows = {name for name in in_head & matches.keys()
                  if name.rpartition('.')[0] == last_layer}
+    chosen = _names_asked_for(request, model, set(tensors), in_head)
     return _Inventory(source=source, model=model, tensors=tensors, params=params, head=in_head,
-                      matches=matches, chosen=_names_asked_for(request, model, set(tensors), in_head),
+                      matches=matches, chosen=chosen,
                       grids=(_patch_grid(source.network), _patch_grid(model)),
                       input_layer=input_layer, head_rows=head_rows)
 
@@ -599,7 +601,8 @@ def _copied(name, ours, theirs, rule):
                             'the source: convert the source first')
     is_narrower = ours.dtype.itemsize < theirs.dtype.itemsize
     if is_narrower and theirs.isfinite().all() and not theirs.to(ours).isfinite().all():
-        raise TransferError(f'transfer_weights: {name} has numbers too large for {ours.dtype}')
+        raise TransferError(f'transfer_weights: {name} has numbers too large for {ours.dtype}: '
+                            'carry into a network of 32-bit floats')
     detail = '' if theirs.dtype == ours.dtype else f'{theirs.dtype} → {ours.dtype}'
     return _Fate('copied', rule, theirs, ours.numel(), detail=detail.replace('torch.', ''))
 
@@ -682,8 +685,8 @@ def _check_apart(inventory):
         theirs = inventory.source.state.get(other)
         if theirs is None or theirs.device != ours.device: continue
         if theirs.data_ptr() == ours.data_ptr() != 0:
-            raise ValueError('transfer_weights: two networks are needed; source and target are the '
-                             f'same one ({name} lies in the same memory): build another')
+            raise ValueError('transfer_weights: source and target are the same one '
+                             f'({name} lies in the same memory): build another network')
 
 def _check_tied(fates, inventory):
     "Refuse two fates for tensors that are one in the target"
@@ -782,9 +785,8 @@ def _check_target(model):
     body_and_head(model)
     for name, tensor in model.state_dict().items():
         if nn.parameter.is_lazy(tensor) or tensor.is_meta:
-            raise ValueError('transfer_weights: a target with numbers is needed; '
-                             f'{name} has none yet: run one batch through it, or build it off the '
-                             'meta device')
+            raise ValueError(f'transfer_weights: {name} of the target has no numbers yet: run one '
+                             'batch through it, or build it off the meta device')
 
 # %% ../nbs/08_transfer.ipynb #outputs
 def _has_parts(network): return hasattr(network, 'body') and hasattr(network, 'head')
@@ -841,8 +843,8 @@ def network_of_card(
     Raises `ValueError` if the card names none, or one that the tensors do not fit."""
     arch = source.card.get('arch')
     if not arch:
-        raise ValueError(f'{caller}: {source.label} has no card that names the network (`arch`): '
-                         'build the network yourself and use transfer_weights')
+        raise ValueError(f'{caller}: {source.label} comes without a card that names the network '
+                         '(`arch`): build the network yourself and use transfer_weights')
     if not isinstance(arch, dict) or not {'name', 'kwargs'} <= arch.keys():
         raise ValueError(f'{caller}: `arch` on the card of {source.label} must be a dict with '
                          f'`name` and `kwargs` (got {arch!r:.80})')
@@ -903,8 +905,8 @@ def _identity_fates(fates, inventory, x):
     for block in blocks:
         try: start = identity_start(body.get_submodule(block), inputs[block])
         except (KeyError, ValueError) as error:   # not run at all, or not the identity
-            raise TransferError('transfer_weights: grow=True needs new blocks that can start as '
-                                f'the identity; {block} cannot ({error})') from error
+            raise TransferError(f'transfer_weights: the new block {block} cannot start as the '
+                                f'identity ({error}): leave out grow=True') from error
         for name, tensor in start.state_dict().items():
             is_new = not torch.equal(tensor, built[f'{block}.{name}'])
             changed[f'{own}{block}.{name}'] = _Fate(
@@ -958,14 +960,16 @@ def _grow(fates, request, inventory):
             new = _outputs(model, model.state_dict() | values, x, with_head, by_batch=by_batch)
             differences.append(_difference(old, new))
     except (AssertionError, RuntimeError) as error:
-        raise TransferError('transfer_weights: grow=True needs networks that take the same '
-                            f'pictures; these could not be run side by side ({error})') from error
+        raise TransferError('transfer_weights: source and target could not be run side by side '
+                            f'({error}): for grow=True both must take the same pictures'
+                            ) from error
     off, in_training = differences
     what = 'answers' if with_head else 'features'
     if not off < .01:
-        raise TransferError('transfer_weights: grow=True needs a network whose function can be '
-                            f'kept; {what} would differ by {off:.0%}. Attention, grouped '
-                            'convolutions and concatenated branches cannot be widened')
+        raise TransferError(f'transfer_weights: with grow=True {what} would differ by {off:.0%}: '
+                            "the source's function cannot be kept: choose a target that is nowhere "
+                            'narrower, and widen no attention, grouped convolutions or '
+                            'concatenated branches')
     return fates, (f'run beside the source: {what} differ by {off:.1e} of their size at most, with '
                    f'statistics of the batch by {in_training:.1e}')
 
@@ -973,5 +977,6 @@ def _network_to_grow(source):
     "The source as a network that can be run"
     if _has_parts(source.network): return source.network
     if 'arch' in source.card: return network_of_card(source, caller='transfer_weights')
-    raise ValueError('transfer_weights: grow=True compares the functions of both networks; a '
-                     f'source made by create_network is needed; {source.label} cannot be run')
+    raise ValueError(f'transfer_weights: {source.label} cannot be run, and grow=True compares what '
+                     'both networks compute: pass a network that create_network made, or a file '
+                     'of save_weights')

@@ -234,7 +234,7 @@ def test_tensors_of_a_stranger(hub):
     receipt = transfer_weights('you/net', model)
     assert receipt.share == 1 and receipt.source == 'you/net'
     assert torch.equal(answers(model.body), answers(network(tensors()).body))
-    with saying('load_weights', 'you/net', 'no card that names the network', 'transfer_weights'): load_weights('you/net')
+    with saying('load_weights', 'you/net', 'without a card that names the network', 'transfer_weights'): load_weights('you/net')
 
 def network(state):
     model = resnet9(3, width=2)
