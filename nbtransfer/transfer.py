@@ -701,9 +701,8 @@ def _check_tied(fates, inventory):
 
 def _same_value(one, other):
     "Whether two tensors get the same numbers; None is for one that stays as it is"
-    if one is other: return True
-    if one is None or other is None: return False
-    return torch.equal(one, other)
+    if one is None or other is None: return one is other
+    return one is other or torch.equal(one, other)
 
 def _check_shares(fates, request, inventory):
     "Refuse a transfer that leaves too much of what was asked for at random"
@@ -716,11 +715,10 @@ def _check_shares(fates, request, inventory):
         if share >= request.min_share: continue
         missed = [name for name in names if not fates[name].carried]
         largest = sorted(missed, key=lambda name: -inventory.params[name])[:3]
-        said = '; '.join(_seen(name, inventory) for name in largest)
+        said = '; '.join(_seen(name, inventory) for name in largest) or 'none was asked for'
         raise TransferError(f'transfer_weights: only {share:.1%} of the {part} would be carried, '
-                            f'less than `min_share` of {request.min_share:.0%}: '
-                            f'{said or "no tensor of it was asked for"}. Choose another source or '
-                            'another target, rename the tensors, or lower min_share')
+                            f'less than `min_share` of {request.min_share:.0%}: {said}. Choose '
+                            'another source or target, rename the tensors, or lower min_share')
 
 def _share_carried(names, fates, inventory):
     "Share of these parameters that is carried; new blocks that start as the identity count"
