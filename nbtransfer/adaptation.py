@@ -69,9 +69,9 @@ def resize_positions(
         if n_tokens < 0 or new_grid is None or min(*old_grid, *new_grid) < 1: continue
         return resample_abs_pos_embed(pos, list(new_grid), list(old_grid),
                                       num_prefix_tokens=n_tokens)
-    raise ValueError('resize_positions: grids with the same number of class tokens are needed; '
-                     f'got {pos.shape[1]} → {n_places} places, {old or "square"} → '
-                     f'{new or "square"}')
+    raise ValueError(f'resize_positions: {pos.shape[1]} → {n_places} places, {old or "square"} → '
+                     f'{new or "square"}, are no grids with the same number of class tokens: say '
+                     'the rows and columns of both with `old` and `new`')
 
 def _grids(n_places, grid):
     "Ways to see places: number of class tokens → rows and columns of the grid"
@@ -97,8 +97,8 @@ def rows_by_name(
     row_of = {name: i for i, name in enumerate(vocab)}
     ours = [i for i, name in enumerate(wanted) if name in row_of]
     if not ours:
-        raise ValueError('rows_by_name: a class that both know is needed; none of '
-                         f'{wanted[:3]}… is among {vocab[:3]}…')
+        raise ValueError('rows_by_name: `wanted` must have a class that both know, by the same '
+                         f'name (none of {wanted[:3]}… is among {vocab[:3]}…)')
     theirs = [row_of[wanted[i]] for i in ours]
     place = torch.tensor(ours, device=new.device)
     return new.index_copy(0, place, old.to(new)[torch.tensor(theirs, device=new.device)])
@@ -131,8 +131,8 @@ def widen(
         raise ValueError(f'widen: `shape` must have {weight.ndim} sides, as the weight has '
                          f'(got {tuple(shape)})')
     if any(n < k for n, k in zip(shape, weight.shape)):
-        raise ValueError('widen: no side may become smaller; got '
-                         f'{tuple(weight.shape)} → {tuple(shape)}')
+        raise ValueError('widen: no side may become smaller (got '
+                         f'{tuple(weight.shape)} → {tuple(shape)})')
     wide = weight
     for side, n in enumerate(shape):
         k = weight.shape[side]
@@ -222,9 +222,8 @@ def identity_start(
         if _learns(trial, x): return trial
         is_identity = True
     if is_identity:
-        raise ValueError('identity_start: a block that can still learn is needed; as the identity '
-                         f'{kind} passes no gradient to its weights: end its branch in a layer, '
-                         'not in a ReLU')
-    raise ValueError('identity_start: a block that can give back what it is given is needed; '
-                     f'{kind} is no residual block with a linear end, nor a layer with as many '
-                     'outputs as inputs')
+        raise ValueError(f'identity_start: as the identity {kind} passes no gradient to its '
+                         'weights, so it could not still learn: end its branch in a layer, not '
+                         'in a ReLU')
+    raise ValueError(f'identity_start: no weights of {kind} can give back what it is given: use a '
+                     'residual block with a linear end, or a layer with as many outputs as inputs')

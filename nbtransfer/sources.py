@@ -44,7 +44,9 @@ def _tensors_in(mapping):
     return {name: value for name, value in mapping.items() if isinstance(value, torch.Tensor)}
 
 def _count_numbers(mapping):
-    return sum(tensor.numel() for tensor in _tensors_in(mapping).values())
+    "Numbers in those tensors that have a shape yet"
+    tensors = _tensors_in(mapping).values()
+    return sum(tensor.numel() for tensor in tensors if not nn.parameter.is_lazy(tensor))
 
 def _find_state(mapping, where):
     "The tensors of a state dict, also where it stands in a checkpoint; checked"
@@ -53,16 +55,16 @@ def _find_state(mapping, where):
     for key, value in mapping.items():
         if isinstance(value, Mapping) and _count_numbers(value) > n_outside: inner[key] = value
     if len(inner) > 1:
-        raise ValueError(f'read_source: one state dict is needed; {where} has {list(inner)}: open '
+        raise ValueError(f'read_source: {where} has more than one state dict, {list(inner)}: open '
                          'it yourself and pass the right one')
     if inner: mapping = next(iter(inner.values()))
     elif not _tensors_in(mapping):
-        raise ValueError(f'read_source: one state dict is needed; {where} has none: open it '
-                         'yourself and pass the right one')
+        raise ValueError(f'read_source: {where} has no state dict: open it yourself and pass the '
+                         'tensors by name')
     for name, value in mapping.items():
         if isinstance(value, np.ndarray):
-            raise ValueError(f'read_source: tensors are needed; {name} of {where} is a NumPy '
-                             'array: convert it with torch.from_numpy')
+            raise ValueError(f'read_source: {name} of {where} is a NumPy array, not a tensor: '
+                             'convert it with torch.from_numpy')
     state = _tensors_in(mapping)
     for name, tensor in state.items(): _check_tensor(name, tensor, where)
     return state
@@ -71,11 +73,17 @@ def _check_tensor(name, tensor, where):
     "Refuse names that no module has, and tensors without numbers of their own"
     is_name = isinstance(name, str) and name.isprintable() and all(name.split('.'))
     if not is_name or '/' in name or '\\' in name:
-        raise ValueError(f'read_source: names of parameters are needed; {where} has {name!r}')
-    is_dense = tensor.layout == torch.strided and not tensor.is_quantized
-    if not is_dense or tensor.is_meta or nn.parameter.is_lazy(tensor):
-        raise ValueError(f'read_source: dense tensors with numbers are needed; {name} of {where} '
-                         f'is {tensor.layout}, {tensor.dtype} on {tensor.device}')
+        raise ValueError(f'read_source: names of parameters in {where} must be words with dots '
+                         f'between them, as a module gives them (got {name!r})')
+    what = f'read_source: {name} of {where}'
+    if nn.parameter.is_lazy(tensor):
+        raise ValueError(f'{what} has no shape yet: run one batch through the network first')
+    if tensor.layout != torch.strided:
+        raise ValueError(f'{what} is sparse ({tensor.layout}): make it dense with to_dense()')
+    if tensor.is_quantized:
+        raise ValueError(f'{what} is quantised ({tensor.dtype}): make it floats with dequantize()')
+    if tensor.is_meta:
+        raise ValueError(f'{what} is on meta and has no numbers: build its network on a device')
 
 # %% ../nbs/06_sources.ipynb #read-network
 def _label(card, otherwise):
@@ -110,38 +118,44 @@ def _read_learner(learn):
 # %% ../nbs/06_sources.ipynb #read-file
 _HEADER_MAX = 1 << 21   # bytes, the card among them
 
-def _read_safetensors(path, n_header):
-    "State and card of a safetensors file whose header claims so many bytes"
+def _parse_safetensors(path, n_header):
+    "Tensors and card of a safetensors file whose header claims so many bytes"
     if n_header > _HEADER_MAX:
         raise ValueError(f'its header with the card claims {n_header:,} bytes')
     with safe_open(path, 'pt') as file:
         card = json.loads((file.metadata() or {}).get('card', '{}'))
         if not isinstance(card, dict): raise ValueError('its card is no JSON object')
-        state = {name: file.get_tensor(name) for name in file.keys()}
-    for name, tensor in state.items(): _check_tensor(name, tensor, path)
-    return state, card
+        return {name: file.get_tensor(name) for name in file.keys()}, card
 
-def _open_file(path):
-    "State and card of a file, by what it holds"
+def _parse_file(path):
+    "What a file holds, by how it begins, and its card; None for a kind of file that has no card"
     with open(path, 'rb') as file: start = file.read(9)
-    if start[8:] == b'{': return _read_safetensors(path, int.from_bytes(start[:8], 'little'))
-    if start[:4] == b'PK\3\4': return _find_state(read_archive(path), path), {}
-    if start[:1] == b'\x80': return _find_state(read_older(path), path), {}
+    if start[8:] == b'{': return _parse_safetensors(path, int.from_bytes(start[:8], 'little'))
+    if start[:4] == b'PK\3\4': return read_archive(path), None
+    if start[:1] == b'\x80': return read_older(path), None
     raise ValueError('it begins like neither safetensors nor torch.save')
 
 def _read_file(path, label):
     "A file; any complaint of a parser is one error of ours"
-    try: state, card = _open_file(path)
+    try: held, card = _parse_file(path)
     except Exception as error:   # a hostile file can make a parser raise anything
-        raise ValueError(f'read_source: a file of weights is needed; {path} is not one or is cut '
-                         f'short ({type(error).__name__}: {error}): fetch it again') from error
-    if card and card.get('sha256') != digest(state):
+        if 'keep the tensors' in str(error):   # read_archive and read_older say what to do
+            raise ValueError(f'read_source: {path} is not read, because {error}') from error
+        raise ValueError(f'read_source: {path} is no file of weights or is cut short ('
+                         f'{type(error).__name__}: {error}): fetch it again') from error
+    if card is None:
+        if not isinstance(held, Mapping):
+            raise ValueError(f'read_source: {path} holds a {type(held).__name__}, not a state '
+                             'dict: open it yourself and pass the tensors by name')
+        return Source(_find_state(held, path), {}, label)
+    for name, tensor in held.items(): _check_tensor(name, tensor, path)
+    if card and card.get('sha256') != digest(held):
         raise ValueError(f'read_source: the tensors in {path} are not those its card was written '
-                         'for; fetch the file again')
+                         'for: fetch the file again')
     if card and card.get('card_sha256') != seal(card):
-        raise ValueError(f'read_source: the card in {path} is not the one that was written; fetch '
+        raise ValueError(f'read_source: the card in {path} is not the one that was written: fetch '
                          'the file again')
-    return Source(state, card, _label(card, label))
+    return Source(held, card, _label(card, label))
 
 # %% ../nbs/06_sources.ipynb #shipped-names
 def shipped_names()->list: # of names
@@ -182,14 +196,18 @@ def from_hub(
         if len(found) == 1:
             return Path(hub.hf_hub_download(repo_id, found[0], revision=revision))
     except HFValidationError as error:
-        raise ValueError(f'from_hub: owner/name is needed; got {repo_id!r} ({error})') from error
+        raise ValueError(f'from_hub: `repo_id` must be owner/name (got {repo_id!r}): {error}'
+                         ) from error
     except Exception as error:   # a lost connection has another class in each version of the client
         said = ' '.join(str(error).split())[:160]   # its messages have several lines
-        raise DataMissing(f'from_hub: {repo_id} is needed and could not be fetched ('
+        raise DataMissing(f'from_hub: {repo_id} could not be fetched ('
                           f'{type(error).__name__}: {said}…); look at the name, log in if it is '
                           'private, or connect and call again') from error
-    raise ValueError(f'from_hub: one file of weights is needed; {repo_id} has '
-                     f'{found or names[:6]}: fetch the one you want and name its path')
+    if not found:
+        raise ValueError(f'from_hub: no file of weights is in {repo_id}, which has '
+                         f'{names[:6]}: choose another repository')
+    raise ValueError(f'from_hub: more than one file of weights is in {repo_id}, {found}: fetch '
+                     'the one you want and name its path')
 
 # %% ../nbs/06_sources.ipynb #read-timm
 def _read_timm(name):
@@ -229,7 +247,7 @@ def _fetch(url):
     known = re.search(r'-([a-f0-9]{8,})\.', path.name)
     try: torch.hub.download_url_to_file(url, str(path), known and known[1])
     except (OSError, RuntimeError) as error:
-        raise DataMissing(f'read_source: {url} is needed and could not be fetched ('
+        raise DataMissing(f'read_source: {url} could not be fetched ('
                           f'{type(error).__name__}: {error}); connect to the network and call '
                           'again') from error
     return path
@@ -239,10 +257,17 @@ def _is_timm(name):
     "Whether timm has a network of this name; after a dot stands a tag of published weights"
     return timm.is_model_pretrained(name) if '.' in name else timm.is_model(name)
 
+def _check_path(name):
+    "Refuse what can only be a path, and is not that of a file"
+    if os.path.isdir(name):
+        raise ValueError(f'read_source: {name!r} is a folder, not a file: name the file of weights '
+                         'in it')
+    is_path = Path(name).suffix in ('.safetensors', '.pth', '.pt', '.bin', '.pkl')
+    if is_path or os.path.isabs(name):
+        raise ValueError(f'read_source: there is no file {name!r}: look at its folder and its name')
+
 def _is_repository(name):
-    "Whether a name could be that of a repository of the Hub, and is not that of a file or folder"
-    if Path(name).suffix in ('.safetensors', '.pth', '.pt', '.bin', '.pkl'): return False
-    if os.path.isdir(name): return False
+    "Whether a name could be that of a repository of the Hub"
     return bool(re.fullmatch(r'(?!torchvision/)[\w-][\w.-]*/\w[\w.-]*(@[\w.-]+)?', name))
 
 def _read_repository(name):
@@ -261,11 +286,12 @@ def _read_name(name):
     if library in ('', 'timm') and _is_timm(plain): return _read_timm(plain)
     vision = torchvision.models.list_models(module=torchvision.models)
     if library in ('', 'torchvision') and plain in vision: return _read_torchvision(plain)
+    _check_path(name)
     if _is_repository(name): return _read_repository(name)
     near = get_close_matches(plain, {*shipped_names(), *vision, *timm.list_models()}, 3)
-    raise ValueError('read_source: the name of a file, of a network of timm or torchvision, '
-                     f'owner/name on the Hub, or one of {shipped_names()} is needed; got {name!r}'
-                     + (f'; nearest: {", ".join(near)}' if near else ''))
+    raise ValueError('read_source: a name must be that of a file, of a network of timm or '
+                     f'torchvision, owner/name on the Hub, or one of {shipped_names()} (got '
+                     f'{name!r})' + (f'; nearest: {", ".join(near)}' if near else ''))
 
 # %% ../nbs/06_sources.ipynb #read-source
 def read_source(
@@ -281,5 +307,5 @@ def read_source(
     if isinstance(source, Mapping):
         return Source(_find_state(source, 'this state dict'), {}, 'a state dict')
     if isinstance(source, (str, Path)): return _read_name(str(source))
-    raise TypeError('read_source: a Learner, a network, a state dict, a weights file, or the name '
-                    f'of a network is needed; got {type(source).__name__}')
+    raise TypeError('read_source: `source` must be a Learner, a network, a state dict, a weights '
+                    f'file, or the name of a network (got {type(source).__name__})')

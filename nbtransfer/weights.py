@@ -43,20 +43,24 @@ def save_weights(
 )->Path:               # of the file
     """Save a learner's network with a card that says how to build and feed it
 
-    Raises `ValueError` for another file name, a metric without a split, or a network that does
-    not say how to build it."""
+    Raises `ValueError` for another file name, a metric without a split, a network that does not
+    say how to build it, or loaders that do not say for which task they are."""
     path = Path(path)
     model = unwrapped(learn.model)
     metrics = metrics or {}
     if path.suffix != '.safetensors':
-        raise ValueError(f'save_weights: a name ending in .safetensors is needed; got {path.name}')
+        raise ValueError(f'save_weights: `path` must end in .safetensors (got {path.name!r})')
     if not hasattr(model, 'arch'):
-        raise ValueError('save_weights: a network made by create_network is needed, it can be '
-                         f'built again; got {type(model).__name__}')
+        raise ValueError('save_weights: the network must be one that create_network made, so that '
+                         f'it can be built again (got {type(model).__name__})')
+    if not hasattr(learn.dls, 'task'):
+        raise ValueError(f"save_weights: the learner's {type(learn.dls).__name__} know no Task, so "
+                         'the card cannot say how to prepare a picture: make the learner with '
+                         'task_learner, or its loaders with Task.dls')
     unsplit = [name for name in metrics if not re.match('(train|valid|test)_', name)]
     if unsplit:
-        raise ValueError('save_weights: metrics named train_…, valid_… or test_… are needed; '
-                         f'got {unsplit}')
+        raise ValueError('save_weights: `metrics` must be named train_…, valid_… or test_… (got '
+                         f'{unsplit})')
     state = {}
     for name, tensor in model.state_dict().items():
         if half and tensor.is_floating_point(): tensor = tensor.half()
@@ -77,9 +81,6 @@ def load_weights(
     Raises `ValueError` if that does not say which network it is, or the tensors are not its own."""
     found = read_source(source)
     name = str(source) if isinstance(source, (str, Path)) else found.label
-    if 'arch' not in found.card:
-        raise ValueError('load_weights: a card that names the network is needed; '
-                         f'{name} has none: build the network and use transfer_weights')
     return network_of_card(found._replace(label=name), caller='load_weights')
 
 # %% ../nbs/09_weights.ipynb #pretrained
@@ -88,7 +89,7 @@ def pretrained(
 )->nn.Sequential: # the network in evaluation mode, with its `card`
     "Load a network that comes with the library; raises `ValueError` for an unknown name"
     if name not in shipped_names():
-        raise ValueError(f'pretrained: one of {shipped_names()} is needed; got {name!r}')
+        raise ValueError(f'pretrained: `name` must be one of {shipped_names()} (got {name!r})')
     return load_weights(name)
 
 # %% ../nbs/09_weights.ipynb #push-to-hub
@@ -112,8 +113,8 @@ def push_to_hub(
     Raises `ValueError` for a file without a card, and what huggingface_hub raises if refused."""
     card = read_source(path).card
     if 'arch' not in card:
-        raise ValueError('push_to_hub: a file that save_weights wrote is needed; '
-                         f'{path} has no card')
+        raise ValueError(f'push_to_hub: {path} has no card that names its network: write the file '
+                         'with save_weights')
     hub = HfApi(endpoint=os.environ.get('HF_ENDPOINT'), token=token)
     repo_id = hub.create_repo(repo_id, private=private, exist_ok=True).repo_id   # with its owner
     files = [CommitOperationAdd('model.safetensors', str(path)),

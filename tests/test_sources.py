@@ -159,13 +159,13 @@ def test_file_of_an_old_revision_with_another_name(hub):
 
 def test_repository_without_weights(hub):
     hub.add('me/net', {'README.md': b'Soon.', 'config.json': b'{}'})
-    with saying('one file of weights', 'me/net', 'README.md'): from_hub('me/net')
+    with saying('no file of weights', 'me/net', 'README.md'): from_hub('me/net')
 
 @pytest.mark.parametrize('ending', ['safetensors', 'bin', 'pth'])
 def test_several_weight_files_are_named(ending, hub):
     names = [f'{o}.{ending}' for o in ('last', 'best')]
     hub.add('me/net', {o: save(tensors()) for o in names})
-    with saying('one file of weights', f'best.{ending}', f'last.{ending}', 'name its path'): read_source('me/net')
+    with saying('more than one file of weights', 'me/net', f'best.{ending}', f'last.{ending}', 'name its path'): read_source('me/net')
     assert not gets(hub, ending)
 
 def test_one_safetensors_file_comes_before_pickles(hub):
@@ -178,7 +178,7 @@ def test_model_safetensors_comes_before_all(hub):
 
 @pytest.mark.parametrize('name', ['me/my/net', 'me/my net', 'me/net..', '../net', '', 'me/' + 99 * 'n'])
 def test_bad_name_of_a_repository(name, hub):
-    with saying('from_hub: owner/name is needed', name): from_hub(name)
+    with saying('from_hub: `repo_id` must be owner/name', name): from_hub(name)
     assert not hub.requests
 
 @pytest.mark.parametrize('name', ['me/my/net', 'me/my net', '../net', 'me/net@', 'http://me/net', ''])
@@ -234,7 +234,7 @@ def test_tensors_of_a_stranger(hub):
     receipt = transfer_weights('you/net', model)
     assert receipt.share == 1 and receipt.source == 'you/net'
     assert torch.equal(answers(model.body), answers(network(tensors()).body))
-    with saying('load_weights: a card', 'you/net', 'transfer_weights'): load_weights('you/net')
+    with saying('load_weights', 'you/net', 'without a card that names the network', 'transfer_weights'): load_weights('you/net')
 
 def network(state):
     model = resnet9(3, width=2)
@@ -432,3 +432,32 @@ def test_timm_tag_or_missing_file_is_named(name, hub):
     "A file that is not there, named like a network of timm, is not one of its tags either"
     with saying('read_source', name): load_weights(name)
     assert not hub.requests
+
+@pytest.mark.parametrize('path', ['no/file.pth', '/no/file', 'file.safetensors'])
+def test_file_that_is_not_there_is_named(path, hub):
+    with saying(f'read_source: there is no file {path!r}') as caught: read_source(path)
+    assert 'timm' not in str(caught.value) and not hub.requests
+    with saying(f'read_source: there is no file {path!r}'): read_source(Path(path))
+
+def test_folder_is_named(tmp_path, hub):
+    with saying('read_source', repr(str(tmp_path)), 'is a folder'): read_source(tmp_path)
+    assert not hub.requests
+
+@pytest.mark.parametrize('tensor, said', [
+    (torch.ones(2, 2).to_sparse(), 'sparse'), (torch.ones(2, device='meta'), 'no numbers'),
+    (torch.quantize_per_tensor(torch.ones(2), .1, 0, torch.qint8), 'quantised'),
+    (nn.LazyLinear(2).weight, 'no shape yet')], ids=['sparse', 'meta', 'quantised', 'lazy'])
+def test_tensor_that_cannot_be_carried_is_told_apart(tensor, said):
+    with saying('read_source: x of this state dict', said): read_source(dict(y=torch.ones(3), x=tensor))
+
+def test_advice_is_given_once(tmp_path):
+    "A whole network, or two state dicts, are nothing that another download would mend"
+    torch.save(nn.Linear(2, 2), tmp_path/'whole.pth')
+    with saying('read_source', 'whole.pth', 'keep the tensors') as caught: read_source(tmp_path/'whole.pth')
+    assert 'fetch' not in str(caught.value)
+    torch.save(dict(a=tensors(), b=tensors()), tmp_path/'two.pth')
+    with saying('read_source', 'two.pth', 'pass the right one') as caught: read_source(tmp_path/'two.pth')
+    assert 'fetch' not in str(caught.value)
+    torch.save([torch.ones(2)], tmp_path/'list.pth')
+    with saying('read_source', 'list.pth', 'holds a list') as caught: read_source(tmp_path/'list.pth')
+    assert 'fetch' not in str(caught.value)

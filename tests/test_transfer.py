@@ -455,7 +455,7 @@ def test_options_that_cannot_be_met_are_refused():
     one, target = fill(resnet9(3, width=1)), resnet9(5, width=2)
     with pytest.raises(TransferError, match='of the head'): transfer_weights(one, target, head=True, grow=True)
     with pytest.raises(ValueError, match='leave out only'): transfer_weights(one, target, grow=True, only=1)
-    with pytest.raises(ValueError, match='min_share has to be'): transfer_weights(one, target, min_share=50)
+    with pytest.raises(ValueError, match='`min_share` must be in'): transfer_weights(one, target, min_share=50)
     with pytest.raises(ValueError, match="no classes' names"): transfer_weights(one, target, head='names', vocab=['a'])
 
 def test_wrappers_inside_of_a_file_do_not_hide_its_names(tmp_path):

@@ -5,8 +5,11 @@ from itertools import product
 import huggingface_hub
 import pytest
 import torch
+from fastai.data.core import DataLoaders
+from fastai.learner import Learner
 from hypothesis import given, strategies as st
 from safetensors.torch import save
+from torch import nn
 from helpers import saying, some
 from nbtransfer.files import digest, seal
 from nbtransfer.folders import DataMissing
@@ -219,8 +222,15 @@ def test_weights_that_could_not_be_saved(error, learn, tmp_path, monkeypatch):
 def test_weights_saved_to_a_folder(learn, tmp_path):
     (tmp_path/'a.safetensors').mkdir()
     with saying('a.safetensors', error=OSError): save_weights(learn, tmp_path/'a.safetensors')
-    with saying('.safetensors is needed', 'a.pth'): save_weights(learn, tmp_path/'a.pth')
+    with saying('must end in .safetensors', 'a.pth'): save_weights(learn, tmp_path/'a.pth')
     assert tree(tmp_path) == {'a.safetensors': False}
+
+def test_loaders_without_a_task_are_refused_at_the_door(tmp_path):
+    "fastai's own loaders have no size of pictures that a card could hold"
+    pairs = [(torch.zeros(3, 32, 32), 0)] * 4
+    learn = Learner(DataLoaders.from_dsets(pairs, pairs, bs=2, device='cpu'), resnet9(2, width=2), loss_func=nn.CrossEntropyLoss())
+    with saying('save_weights', 'DataLoaders', 'task_learner', 'Task.dls'): save_weights(learn, tmp_path/'a.safetensors')
+    assert tree(tmp_path) == {}
 
 @pytest.mark.parametrize('call, parts', [
     (lambda: load_weights('resnet9-lettres'), ('resnet9-letters', "'resnet9-lettres'")),
