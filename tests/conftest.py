@@ -1,6 +1,12 @@
 import os, shutil, subprocess, tempfile
 import pytest
-from helpers import ROOT, find_browser, run_ok
+
+# Tests run side by side: none asks for more cores than its share, or their threads wait for each other. Before numpy and torch are there.
+n_workers = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1))
+own_threads = {o: str(max(1, (os.cpu_count() or 1) // n_workers)) for o in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS')}
+if n_workers > 1: os.environ.update(own_threads)
+
+from helpers import ROOT, find_browser, run_ok   # noqa: E402
 
 cache_key = pytest.StashKey[tempfile.TemporaryDirectory]()
 SLOW = 'chapter', 'browser', 'process', 'training', 'nightly'   # what `pytest -m quick` leaves out
@@ -36,9 +42,7 @@ def how_soon(item):
 @pytest.fixture(scope='session')
 def one_thread():
     "Environment that keeps torch from asking for more cores than its share"
-    workers = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1))
-    threads = str(max(1, (os.cpu_count() or 1) // workers))
-    return dict(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads)
+    return own_threads
 
 @pytest.fixture(scope='session')
 def clean_copy(tmp_path_factory):
