@@ -74,7 +74,7 @@ def stop(server):
     "Each kernel leads a session of its own, so that ending the server's group would leave them"
     family = [server] + (server.children(recursive=True) if server.poll() is None else [])
     if server.poll() is None: server.terminate()
-    for o in psutil.wait_procs(family, timeout=15)[1]:
+    for o in psutil.wait_procs(family, timeout=3)[1]:
         with suppress(psutil.NoSuchProcess): o.kill()
     psutil.wait_procs(family, timeout=5)
 

@@ -139,6 +139,7 @@ def test_app_opens_the_browser(playground):
     assert playground.address in page
 
 @pytest.mark.browser
+@pytest.mark.nightly   # the server looks for pages that were left once a minute
 def test_app_ends_the_kernel_of_a_page_that_was_left(tab, playground):
     def is_kernel(process):
         try: return 'ipykernel' in ' '.join(process.cmdline())
