@@ -220,7 +220,7 @@ def _through_window(values, window):
     "Values as bytes: `low` becomes 0, `high` 255, what is beyond them too, and NaN 0"
     low, high = window
     share = (values.astype(np.float64) - low) / (high - low)
-    return (255 * np.nan_to_num(share, nan=0)).clip(0, 255).round().astype(np.uint8)
+    return (255 * np.nan_to_num(share.clip(0, 1), nan=0)).round().astype(np.uint8)
 
 def _deep_values(image):
     "Values of a picture beyond 8 bits, `(h,w)` or `(h,w,channels)`; None if Pillow drops bits"
