@@ -225,7 +225,7 @@ def _through_window(values, window):
 _OTHER_ORDER = dict(B='L', L='B', N='B' if sys.byteorder == 'little' else 'L')
 
 def _decoded_as(data, rawmode):
-    "Bytes of a picture's first frame, unpacked in another way; a function of the usual one says how"
+    "Bytes of a picture, unpacked in another way; a function of the usual raw mode says which"
     image = Image.open(io.BytesIO(data))
     tiles = []
     for tile in image.tile:
