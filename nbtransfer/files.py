@@ -230,8 +230,8 @@ def _decoded_as(data, rawmode):
     tiles = []
     for tile in image.tile:
         args = (tile[3],) if isinstance(tile[3], str) else tile[3]
-        place = tile[:3]
-        tiles.append(type(tile)._make((*place, (rawmode(args[0]), *args[1:]))))
+        changed = (*tile[:3], (rawmode(args[0]), *args[1:]))
+        tiles.append(tile._make(changed) if hasattr(tile, '_make') else changed)   # before Pillow 11
     image.tile = tiles
     image.load()   # or NumPy would swallow an error
     return np.asarray(image).astype(np.uint16)
@@ -488,9 +488,11 @@ def read_pictures(
     if not isinstance(rule, PictureRule):
         raise TypeError('read_pictures: rule must be a PictureRule, such as PictureRule(224) '
                         f'(got {rule!r})')
-    if isinstance(items, (str, Path, bytes, Image.Image)):
-        raise TypeError(f'read_pictures: items must be a list of pictures (got '
+    is_one = isinstance(items, (str, Path, bytes, Image.Image)) or not hasattr(items, '__iter__')
+    if is_one or getattr(items, 'ndim', 4) in (2, 3):
+        raise TypeError('read_pictures: items must be a list of pictures (got one '
                         f'{type(items).__name__}): put it in brackets')
+    items = list(items)
     pixels = np.zeros((len(items), rule.size_px, rule.size_px, 3), np.uint8)
     kinds = []
     for i, item in enumerate(items):

@@ -383,10 +383,15 @@ def test_arrays_through_a_window(make):
     assert np.array_equal(read_pictures([make(pixels)], PictureRule(8, window=(0, 9)))[0], pixels), 'bytes need no window'
 
 def test_only_a_list_of_pictures_and_a_rule_is_taken():
-    for item in ('a.jpg', Path('a.jpg'), b'', PHOTO):
+    for item in ('a.jpg', Path('a.jpg'), b'', PHOTO, noise(8, 8, 3), torch.zeros(8, 8), 7, None):
         with saying('items must be a list', 'put it in brackets', error=TypeError): read_pictures(item, PictureRule(8))
     for read in (lambda: read_pictures([PHOTO], 32), lambda: read_picture('a.jpg', 32)):
         with saying('rule must be a PictureRule', 'got 32', error=TypeError): read()
+
+def test_any_list_of_pictures_is_taken():
+    whole = noise(2, 8, 8, 3)
+    for items in (whole, torch.from_numpy(whole), list(whole), tuple(whole), iter(whole)):
+        assert np.array_equal(read_pictures(items, PictureRule(8)), whole)
 
 def test_image_whose_file_was_closed_too_early(tmp_path):
     PHOTO.save(tmp_path/'a.jpg')
