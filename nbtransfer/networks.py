@@ -6,8 +6,8 @@ Docs: https://nbtransfer.github.io/nbtransfer/networks.html.md"""
 
 # %% auto #0
 __all__ = ['count_params', 'evaluating', 'count_flops', 'body_and_head', 'article_cnn', 'Residual', 'resnet9', 'create_network',
-           'Stage', 'stages', 'layer_groups', 'network_table', 'unwrapped', 'flops_by_layer', 'picture_shape',
-           'tensors_of']
+           'known_input', 'Stage', 'stages', 'layer_groups', 'network_table', 'unwrapped', 'flops_by_layer',
+           'picture_shape', 'tensors_of']
 
 # %% ../nbs/04_networks.ipynb #imports
 from collections import OrderedDict
@@ -201,6 +201,23 @@ def create_network(
     nearest = get_close_matches(plain, known, 3) or list(_OURS)
     raise ValueError('create_network: arch must name a network of nbtransfer, timm or torchvision; '
                      f'got {arch!r}; nearest: {", ".join(nearest)}')
+
+# %% ../nbs/04_networks.ipynb #known-input
+def known_input(
+    arch:str, # name of a network as for `create_network`; timm's may have the tag of its weights
+)->dict:      # `mean`, `std` (a list of 3 each), `size_px`, and `where` it is written; or None
+    "Look up which pictures a network of timm or torchvision was made for; None for any other name"
+    library, _, plain = arch.rpartition('/')
+    published = timm.get_pretrained_cfg(plain) if library in ('', 'timm') else None
+    if arch not in _OURS and published:
+        return dict(mean=list(published.mean), std=list(published.std),
+                    size_px=published.input_size[-1], where="timm's pretrained_cfg")
+    vision = torchvision.models
+    if library not in ('', 'torchvision') or plain not in vision.list_models(module=vision):
+        return None
+    shown = vision.get_model_weights(plain).DEFAULT.transforms()
+    return dict(mean=list(shown.mean), std=list(shown.std), size_px=shown.crop_size[0],
+                where="torchvision's transforms")
 
 # %% ../nbs/04_networks.ipynb #stage-helpers
 class Stage(NamedTuple):

