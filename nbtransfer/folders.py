@@ -28,8 +28,8 @@ from fastcore.basics import chunked, patch
 from fastprogress.fastprogress import printing, progress_bar
 from PIL import ImageFile
 from torch import Tensor
-from .files import (cache_folder, digest, hold_lock, read_picture, read_pictures, seal,
-                              write_whole)
+from .files import (PictureRule, cache_folder, digest, hold_lock, read_picture,
+                              read_pictures, seal, write_whole)
 from .loaders import batch_tfms, check_batch_size, fits, free_memory, seed_augments
 from .tasks import (SPLITS, Task, channel_stats, digits, drop_repeated, drop_twins,
                               letters, split_per_class)
@@ -90,14 +90,21 @@ def _content(request, rule):
         sha.update(data)
     return sha.hexdigest()[:32]
 
+def _answer(reading, convert):
+    "Pixels, or words that say what is wrong"
+    if reading.fault: return reading.fault
+    if reading.kind != 'RGB' and not convert: return reading.kind
+    return reading.pixels
+
 def _decode(paths, size_px, convert):
     "Arrays, or words that say what is wrong, in order"
     # Python runs one thread at a time, and small files keep it busy: there two threads are slower
     sizes = [os.path.getsize(path) for path in paths[:100] if path.exists()]
     are_large = bool(sizes) and sum(sizes) / len(sizes) > 16_384
     n_threads = os.cpu_count() if are_large else 1
+    rule = PictureRule(size_px)
     n_part = 4 if are_large else 256
-    def read(part): return [read_picture(path, size_px, convert) for path in part]
+    def read(part): return [_answer(read_picture(path, rule), convert) for path in part]
     pool = ThreadPoolExecutor(n_threads)
     try:
         for part in pool.map(read, chunked(paths, n_part)): yield from part
@@ -266,6 +273,8 @@ class FileTask(Task):
         splits:dict,   # `train`, `valid`, `test` → int64 file numbers
         size_px:int,   # height and width that every picture is scaled and cropped to
         mirror:bool=False, # whether a mirror image keeps its label
+        fit:str='crop',    # how pictures become squares, as in `PictureRule`
+        window:tuple=None, # values that become 0 and 255, as in `PictureRule`
     ):
         "Check and keep; raises `ValueError` naming the rule that is broken"
         self.name = name
@@ -276,6 +285,8 @@ class FileTask(Task):
                        for split in SPLITS if split in splits}
         self._size_px = size_px
         self.mirror = mirror
+        self.fit = fit
+        self.window = window
         self.check()
 
     def check(self):
@@ -286,7 +297,7 @@ class FileTask(Task):
         i:int, # number of a picture
     )->Tensor: # `(size_px,size_px,3)` uint8
         "Decode one picture, to be shown"
-        return read_pictures([self.files[i]], self.size_px)[0]
+        return read_pictures([self.files[i]], self.rule, verbose=False)[0]
 
     def fingerprint(self)->str: # 64 hexadecimal digits
         "Hash names and sizes of the files, labels, classes and splits with sha256"
@@ -304,7 +315,7 @@ class FileTask(Task):
         idxs = self.splits['train']
         spaced = torch.linspace(0, len(idxs) - 1, min(1000, len(idxs))).long()
         paths = [self.files[i] for i in idxs[spaced]]
-        return channel_stats([read_pictures(paths, self.size_px)])
+        return channel_stats([read_pictures(paths, self.rule, verbose=False)])
 
 # %% ../nbs/03_folders.ipynb #file-task-dls
 class _FileDL(TfmdDL):
@@ -313,8 +324,8 @@ class _FileDL(TfmdDL):
         super().before_iter()
         seed_augments(self)
 
-def _open_picture(path, size_px):
-    return PILImage.create(read_pictures([path], size_px)[0].numpy())
+def _open_picture(path, rule):
+    return PILImage.create(read_pictures([path], rule, verbose=False)[0].numpy())
 
 def _given(splits, items): return splits
 
@@ -334,7 +345,7 @@ def dls(self:FileTask,
     needed to give each its share."""
     check_batch_size(bs, len(self.splits['train']))
     splits = [self.splits[split].tolist() for split in SPLITS]
-    pictures = TransformBlock(partial(_open_picture, size_px=self.size_px))
+    pictures = TransformBlock(partial(_open_picture, rule=self.rule))
     block = DataBlock((pictures, CategoryBlock(self.vocab, sort=False)), get_y=parent_label,
                       splitter=partial(_given, splits), item_tfms=ToTensor(),
                       batch_tfms=batch_tfms(self, augment, stats), dl_type=_FileDL)
@@ -374,7 +385,9 @@ def _file_task(request):
     path = request.path
     bad = {}
     for file in _bar(request.files, len(request.files)):
-        kind = read_picture(path/file.name, None, request.convert)
+        reading = read_picture(path/file.name, PictureRule(request.size_px), head_only=True)
+        kind = reading.fault
+        if reading.kind != 'RGB' and not request.convert: kind = kind or reading.kind
         if kind: bad[file.name] = kind
     names = _readable_names(request, bad)
     labels, vocab, splits = _labels_and_splits(request, names)

@@ -165,7 +165,7 @@ def picked(self:TaskSplit,
         return TaskSplit(self.task, 'test', items)
     labels = None
     if with_labels: labels = torch.tensor([_class_of(item, self.task.vocab) for item in items])
-    images = read_pictures(items, self.task.size_px)
+    images = read_pictures(items, self.task.rule)
     return TaskSplit(self.task, 'test', items, images, labels=labels)
 
 def _class_of(item, vocab):
@@ -364,10 +364,13 @@ def dls(self:Task,
 # %% ../nbs/02_loaders.ipynb #inference-card-dls
 def inference_card(
     dls:DataLoaders, # of a task
-)->dict:             # `vocab`, `size_px`, `mean` and `std`, fit for JSON
+)->dict:             # `vocab`, `size_px`, `fit`, `window`, `mean` and `std`, fit for JSON
     "Give what is needed to prepare a picture and to name a network's answer"
     mean, std = normalization(dls) or (None, None)
-    return dict(vocab=list(dls.vocab), size_px=dls.task.size_px, mean=mean, std=std)
+    rule = dls.task.rule
+    window = None if rule.window is None else list(rule.window)
+    return dict(vocab=list(dls.vocab), size_px=rule.size_px, fit=rule.fit, window=window,
+                mean=mean, std=std)
 
 class _NoPictures(Task):
     "A task that knows how to prepare pictures, and has none"
@@ -389,7 +392,8 @@ def inference_dls(
     images = torch.zeros(0, size_px, size_px, 3, dtype=torch.uint8)
     labels = torch.zeros(0, dtype=torch.int64)
     task = _NoPictures('inference', images, labels, card['vocab'],
-                       splits=dict.fromkeys(SPLITS, labels))
+                       splits=dict.fromkeys(SPLITS, labels), fit=card.get('fit', 'crop'),
+                       window=card.get('window'))
     tfms = [IntToFloatTensor()]
     if card['mean']: tfms.append(Normalize.from_stats(card['mean'], card['std'], cuda=False))
     device = device or default_device()

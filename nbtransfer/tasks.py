@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
-from .files import digest, seal
+from .files import PictureRule, digest, seal
 
 # %% ../nbs/00_tasks.ipynb #normalization
 def normalization(
@@ -149,6 +149,8 @@ class Task:
         *,
         splits:dict,   # `train`, `valid`, `test` → int64 picture numbers
         mirror:bool=False, # whether a mirror image keeps its label
+        fit:str='crop',    # how pictures from elsewhere become squares, as in `PictureRule`
+        window:tuple=None, # values that become 0 and 255 in them, as in `PictureRule`
     ):
         "Check and keep; raises `ValueError` naming the rule that is broken"
         self.name = name
@@ -158,6 +160,8 @@ class Task:
         self.splits = {split: torch.as_tensor(splits[split]).long()
                        for split in SPLITS if split in splits}
         self.mirror = mirror
+        self.fit = fit
+        self.window = window
         self.check()
 
     def __len__(self): return len(self.labels)
@@ -176,6 +180,11 @@ class Task:
     def size_px(self)->int: # pixels
         "Height, and width, of every picture in pixels"
         return self.images.shape[1]
+
+    @property
+    def rule(self)->PictureRule: # the same for training and for prediction
+        "The rule by which the task's pictures were read, and others have to be"
+        return PictureRule(self.size_px, self.fit, self.window)
 
     @property
     def in_memory(self)->bool: # False where they stay in files, or were replaced by None
@@ -199,6 +208,7 @@ class Task:
 def check(self:Task):
     "Raise `ValueError` naming the rule that pictures, labels, class names or splits break"
     _check_pictures(self)
+    self.rule   # checks itself
     self.check_labels(len(self.images))
     kept = drop_twins(self.images, self.splits)
     twins = {split: len(self.splits[split]) - len(kept[split]) for split in SPLITS}

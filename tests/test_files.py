@@ -152,7 +152,7 @@ def test_every_exif_orientation_comes_upright(turn, tmp_path):
     exif[0x0112] = turn
     stored = upright.transpose(undo[turn]) if turn in undo else upright
     stored.save(tmp_path/'a.png', exif=exif)
-    assert np.array_equal(read_picture(tmp_path/'a.png', 24, False), np.asarray(upright.crop((4, 0, 28, 24))))
+    assert np.array_equal(read_picture(tmp_path/'a.png', PictureRule(24)).pixels, np.asarray(upright.crop((4, 0, 28, 24))))
 
 def test_same_picture_however_it_comes(tmp_path):
     pixels = noise(20, 20, 3)
