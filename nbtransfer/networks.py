@@ -23,6 +23,7 @@ import torchvision
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from .files import check_facts
 
 # %% ../nbs/04_networks.ipynb #count-params
 def count_params(
@@ -75,7 +76,7 @@ def count_flops(
 def _assemble(name, body, head, **kwargs):
     "`body` and `head` as one network that remembers its name and arguments"
     model = nn.Sequential(OrderedDict(body=body, head=head))
-    model.arch = dict(name=name, kwargs=kwargs)
+    model.arch = dict(name=name, kwargs=check_facts(**kwargs))
     return model
 
 def body_and_head(
@@ -186,7 +187,7 @@ def create_network(
     """Build a network by name
 
     Raises `ValueError` for no classes, an unknown name (with the nearest ones), or a torchvision
-    network whose classifier is not linear."""
+    network whose classifier is not linear, `TypeError` for an argument that no card can hold."""
     if n_classes < 1:
         raise ValueError(f'create_network: n_classes must be at least 1 (got {n_classes})')
     if arch in _OURS: return _OURS[arch](n_classes, **kwargs)
