@@ -190,7 +190,7 @@ def test_bad_name_of_a_source(name, hub):
 def test_hub_that_is_lost(name, hub, lose):
     hub.add('me/net', {name: save(tensors())})
     lose()
-    with saying('me/net', 'connect and call again', error=DataMissing): load_weights('me/net')
+    with saying('me/net', 'connect to the network', 'resnet9-letters', error=DataMissing): load_weights('me/net')
 
 @pytest.mark.parametrize('name', ['model.safetensors', 'pytorch_model.bin'])
 def test_hub_that_is_lost_with_the_file_in_the_cache(name, hub, lose):
