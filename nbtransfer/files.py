@@ -6,7 +6,7 @@ Docs: https://nbtransfer.github.io/nbtransfer/files.html.md"""
 
 # %% auto #0
 __all__ = ['FITS', 'PICTURE_ENDINGS', 'write_whole', 'cache_folder', 'package_folder', 'hold_lock', 'digest', 'seal',
-           'check_facts', 'PictureRule', 'Reading', 'read_picture', 'is_picture_file', 'printable', 'describe_kinds',
+           'check_facts', 'PictureRule', 'is_picture_file', 'printable', 'Reading', 'read_picture', 'describe_kinds',
            'read_pictures']
 
 # %% ../nbs/90_files.ipynb #imports
@@ -338,6 +338,32 @@ def _head_bytes(source):
 class _NoPlugIn(Exception):
     "Pillow has no reader for this kind of picture"
 
+# %% ../nbs/90_files.ipynb #picture-endings
+PICTURE_ENDINGS = frozenset("""
+    .jpg .jpeg .jpe .jfif .mpo .png .apng .gif .bmp .dib .webp .tif .tiff .ppm .pgm .pbm .pnm .pfm
+    .jp2 .j2k .j2c .jpc .jpf .jpx .tga .ico .pcx .sgi .qoi .avif .avifs .heic .heics .heif .heifs
+    .hif .jxl""".split())
+
+_LOOSE = 'TGA', 'EPS', 'PDF', 'MPEG', 'WMF', 'HDF5', 'GRIB', 'BUFR'   # no sure sign of a picture
+
+def is_picture_file(
+    path:Path, # of a file
+)->bool:       # whether it counts as a picture
+    "Tell by its name whether a file is a picture; one without an ending is looked into"
+    ending = os.path.splitext(path)[1]
+    if ending: return ending.lower() in PICTURE_ENDINGS
+    try:
+        with _opened(os.path.expanduser(path)) as image: return image.format not in _LOOSE
+    except _NoPlugIn: return True
+    except Exception: return False   # decoders raise whatever they like
+
+def printable(
+    path:Path, # or anything else that names a picture
+)->str:        # can be printed, whatever bytes are in a file's name
+    "Give a path to be shown: bytes that are no letters in UTF-8 become escapes such as `\\xe9`"
+    if not isinstance(path, (str, Path)): return f'{type(path).__name__} object'
+    return str(path).encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
+
 # %% ../nbs/90_files.ipynb #reading
 class Reading(NamedTuple):
     "What the reading of one picture gave"
@@ -347,15 +373,16 @@ class Reading(NamedTuple):
     fault: str         # why it was not read, in words; empty if it was
     values: tuple=None # lowest and highest value, of a picture beyond 8 bits
 
-def _upright(image):
-    "Whether EXIF says that the sides are swapped, without decoding the picture"
+def _turned_size(image):
+    "Width and height turned as EXIF says, without decoding the picture"
+    if image.format == 'TIFF': return image.size   # Pillow has done it
     orientation = Image.Image.getexif(image).get(0x0112, 1)
     return image.size if orientation < 5 else image.size[::-1]
 
 def _reading(image, rule, head_only=False):
     "Read an opened image by the rule"
     kind = _picture_kind(image)
-    size = _upright(image)
+    size = _turned_size(image)
     values = None
     if _is_deep(image):
         deep = _deep_values(image)
@@ -414,32 +441,6 @@ def read_picture(
         if not is_passing: return Reading(None, '', None, _fault_of(error))
         raise RuntimeError(f'read_picture: {printable(path)} cannot be read now ({error}); '
                            'try again') from error
-
-# %% ../nbs/90_files.ipynb #picture-endings
-PICTURE_ENDINGS = frozenset("""
-    .jpg .jpeg .jpe .jfif .mpo .png .apng .gif .bmp .dib .webp .tif .tiff .ppm .pgm .pbm .pnm .pfm
-    .jp2 .j2k .j2c .jpc .jpf .jpx .tga .ico .pcx .sgi .qoi .avif .avifs .heic .heics .heif .heifs
-    .hif .jxl""".split())
-
-_LOOSE = 'TGA', 'EPS', 'PDF', 'MPEG', 'WMF', 'HDF5', 'GRIB', 'BUFR'   # no sure sign of a picture
-
-def is_picture_file(
-    path:Path, # of a file
-)->bool:       # whether it counts as a picture
-    "Tell by its name whether a file is a picture; one without an ending is looked into"
-    ending = os.path.splitext(path)[1]
-    if ending: return ending.lower() in PICTURE_ENDINGS
-    try:
-        with _opened(os.path.expanduser(path)) as image: return image.format not in _LOOSE
-    except _NoPlugIn: return True
-    except Exception: return False   # decoders raise whatever they like
-
-def printable(
-    path:Path, # or anything else that names a picture
-)->str:        # can be printed, whatever bytes are in a file's name
-    "Give a path to be shown: bytes that are no letters in UTF-8 become escapes such as `\\xe9`"
-    if not isinstance(path, (str, Path)): return f'{type(path).__name__} object'
-    return str(path).encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
 
 # %% ../nbs/90_files.ipynb #item-reading
 _TAKEN = ('a path, the bytes of a file, a PIL image, or an array or tensor of uint8 of shape (h,w), '

@@ -213,11 +213,6 @@ class Task:
         return self.images.shape[1]
 
     @property
-    def rule(self)->PictureRule: # the same for training and for prediction
-        "The rule by which the task's pictures were read, and others have to be"
-        return PictureRule(self.size_px, self.fit, self.window)
-
-    @property
     def in_memory(self)->bool: # False where they stay in files, or were replaced by None
         "Whether the task holds its pictures"
         return self.__dict__.get('images') is not None
@@ -235,11 +230,16 @@ class Task:
         return pd.DataFrame(columns, index=pd.Index(self.vocab, name='class'))
 
 # %% ../nbs/00_tasks.ipynb #check
+@patch(as_prop=True)
+def rule(self:Task)->PictureRule: # the same for training and for prediction
+    "The rule by which the task's pictures were read, and others have to be"
+    return PictureRule(self.size_px, self.fit, self.window)
+
 @patch
 def check(self:Task):
     "Raise `ValueError` naming the rule that pictures, labels, class names or splits break"
     _check_pictures(self)
-    self.rule   # checks itself
+    PictureRule(self.size_px, self.fit, self.window)   # raises
     self.check_labels(len(self.images))
     kept = drop_twins(self.images, self.splits)
     twins = {split: len(self.splits[split]) - len(kept[split]) for split in SPLITS}
