@@ -128,7 +128,8 @@ def _plain(value, where, cut):
     if isinstance(value, Mapping):
         return {str(_plain(key, f'a name in {where}', cut)): _plain(item, f'{where}[{key!r}]', cut)
                 for key, item in value.items()}
-    if isinstance(value, Collection) and not isinstance(value, (bytes, bytearray, type)):
+    odd = isinstance(value, (bytes, bytearray, type)) or hasattr(value, 'shape')   # as tables have
+    if isinstance(value, Collection) and not odd:
         items = sorted(value, key=str) if isinstance(value, (set, frozenset)) else value
         return [_plain(item, f'{where}[{i}]', cut) for i, item in enumerate(items)]
     kind = f'the class {value.__name__}' if isinstance(value, type) else type(value).__name__
