@@ -102,9 +102,10 @@ def seal(
 # %% ../nbs/90_files.ipynb #check-facts-plain
 _MOST_NUMBERS = 100_000
 _MOST_BYTES = 1 << 20   # of a card, which stands in the header of a file
-_LOCAL = [r"""(['"])(?:file://|~\w*)?/[^'"]*?([^'"/]+)/?\1""",                     # '/home/ann/my pets'
-          r"""(?<![\w:/.~-])()(?:file://|~\w*)?/(?:[^\s'"/]+/+)*([^\s'"/]+)/?""",    # /home/ann/pets
-          r"""(?<!\w)()(?:[A-Za-z]:[\\/]|\\\\)(?:[^\s'"\\/]+[\\/])*([^\s'"\\/]+)"""]   # C:\Users\Ann\pets
+# '/home/ann/my pets', then /home/ann/pets, then C:\Users\Ann\pets
+_LOCAL = [r"""(['"])(?:file://|~\w*)?/[^'"]*?([^'"/]+)/?\1""",
+          r"""(?<![\w:/.~-])()(?:file://|~\w*)?/(?:[^\s'"/]+/+)*([^\s'"/]+)/?""",
+          r"""(?<!\w)()(?:[A-Za-z]:[\\/]|\\\\)(?:[^\s'"\\/]+[\\/])*([^\s'"\\/]+)"""]
 
 def _without_folders(text):
     "A text in which each absolute path is cut to its last name"

@@ -28,8 +28,8 @@ from fastcore.basics import chunked, patch
 from fastprogress.fastprogress import printing, progress_bar
 from PIL import ImageFile
 from torch import Tensor
-from .files import (PictureRule, cache_folder, check_facts, digest, hold_lock, read_picture,
-                              read_pictures, seal, write_whole)
+from .files import (PictureRule, cache_folder, check_facts, digest, hold_lock,
+                              read_picture, read_pictures, seal, write_whole)
 from .loaders import (TaskDL, TaskSplit, batch_tfms, check_batch_size, fits, free_memory,
                                 seed_augments)
 from .tasks import (SPLITS, Task, channel_stats, digits, drop_repeated, drop_twins,

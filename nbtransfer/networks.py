@@ -190,6 +190,7 @@ def create_network(
     network whose classifier is not linear, `TypeError` for an argument that no card can hold."""
     if n_classes < 1:
         raise ValueError(f'create_network: n_classes must be at least 1 (got {n_classes})')
+    check_facts(**kwargs)   # a class, for example, could not stand on a card
     if arch in _OURS: return _OURS[arch](n_classes, **kwargs)
     library, _, plain = arch.rpartition('/')
     known = list(_OURS)

