@@ -10,7 +10,7 @@ __all__ = ['FITS', 'PICTURE_ENDINGS', 'write_whole', 'cache_folder', 'package_fo
            'read_pictures']
 
 # %% ../nbs/90_files.ipynb #imports
-import errno, hashlib, importlib, io, json, math, os, re, warnings
+import errno, hashlib, importlib, io, json, math, os, re, sys, warnings
 from collections import Counter
 from collections.abc import Collection, Mapping
 from contextlib import contextmanager
@@ -28,7 +28,6 @@ from filelock import FileLock, Timeout
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torchvision.io import decode_png
 
 # %% ../nbs/90_files.ipynb #write-whole
 @contextmanager
@@ -198,9 +197,10 @@ def _is_deep(image):
     "Whether a picture, opened and not yet decoded, has more than 8 bits a channel"
     if image.mode == 'F' or image.mode.startswith('I'): return True
     for tile in getattr(image, 'tile', []):
-        args = str(tile.args)
-        if ';16' in args and 'BGR;16' not in args: return True   # BGR;16 is 5, 6 and 5 bits
-        if tile.codec_name.startswith('ppm') and tile.args[-1] > 255: return True
+        codec, _, _, args = tile
+        words = str(args)
+        if ';16' in words and 'BGR;16' not in words: return True   # BGR;16 is 5, 6 and 5 bits
+        if codec.startswith('ppm') and args[-1] > 255: return True
     return image.format == 'JPEG2000' and _jpeg2000_bits(image) > 8
 
 def _jpeg2000_bits(image):
@@ -279,18 +279,41 @@ def _through_window(values, window):
     share = (values.astype(np.float64) - low) / (high - low)
     return (255 * np.nan_to_num(share.clip(0, 1), nan=0)).round().astype(np.uint8)
 
+_OTHER_ORDER = dict(B='L', L='B', N='B' if sys.byteorder == 'little' else 'L')
+
+def _decoded_as(data, rawmode):
+    "Bytes of a picture's first frame, unpacked in another way; a function of the usual one says how"
+    image = Image.open(io.BytesIO(data))
+    tiles = []
+    for tile in image.tile:
+        args = (tile[3],) if isinstance(tile[3], str) else tile[3]
+        place = tile[:3]
+        tiles.append(type(tile)._make((*place, (rawmode(args[0]), *args[1:]))))
+    image.tile = tiles
+    image.load()   # or NumPy would swallow an error
+    return np.asarray(image).astype(np.uint16)
+
+def _colour_values(data):
+    "16-bit values of colours: Pillow drops the lower bytes, unless told the other byte order"
+    if Image.open(io.BytesIO(data)).tile[0][3] == 'LA;16B':
+        pairs = _decoded_as(data, lambda rawmode: 'RGBA')   # four bytes a pixel, too
+        return pairs[..., 0::2] * 256 + pairs[..., 1::2]
+    upper = _decoded_as(data, lambda rawmode: rawmode)
+    lower = _decoded_as(data, lambda rawmode: rawmode[:-1] + _OTHER_ORDER[rawmode[-1]])
+    return upper * 256 + lower
+
 def _deep_values(image):
-    "Values of a picture beyond 8 bits, `(h,w)` or `(h,w,channels)`; None if Pillow drops bits"
+    "Values of a picture beyond 8 bits, `(h,w)` or `(h,w,channels)`; None if bits would be lost"
     if image.mode == 'F' or image.mode.startswith('I'):
-        tiles = list(image.tile)
+        tiles = list(getattr(image, 'tile', []))
+        image.load()   # or NumPy would swallow an error
         values = np.asarray(image)
-        if tiles and tiles[0].codec_name.startswith('ppm'):   # Pillow makes their white 65,535
-            values = (values * (tiles[0].args[-1] / 65535)).round().astype(np.int32)
+        if tiles and tiles[0][0].startswith('ppm'):   # Pillow makes their white 65,535
+            values = (values * (tiles[0][3][-1] / 65535)).round().astype(np.int32)
         return values
-    if image.format != 'PNG': return None
+    if image.format not in ('PNG', 'TIFF') or image.mode not in ('RGB', 'RGBA'): return None
     image.fp.seek(0)
-    data = torch.frombuffer(bytearray(image.fp.read()), dtype=torch.uint8)
-    return decode_png(data).permute(1, 2, 0).numpy()
+    return _colour_values(image.fp.read())
 
 def _windowed(values, window):
     "An 8-bit image of values beyond 8 bits; transparency has no window, it is 0 to 65,535"
