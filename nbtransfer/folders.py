@@ -344,7 +344,8 @@ class FileDataLoaders(DataLoaders):
             paths = [Path(item) for item in items]
             return super().test_dl(paths, with_labels=with_labels, **kwargs)
         images = read_pictures(items, self.task.rule)
-        return TaskDL(TaskSplit(self.task, 'test', items, images), self.valid.bs, device=self.device,
+        split = TaskSplit(self.task, 'test', items, images)
+        return TaskDL(split, self.valid.bs, device=self.device,
                       after_batch=self.valid.after_batch.fs)
 
 @patch

@@ -162,11 +162,11 @@ def picked(self:TaskSplit,
 )->TaskSplit:   # never augmented; pictures from elsewhere are read by the task's rule
     """Make a data set of other pictures
 
-    Raises `ValueError` naming what cannot be read or labelled, `TypeError` for what is no picture."""
+    Raises `ValueError` naming what cannot be read or labelled, `TypeError` for no picture."""
     if isinstance(items, (str, Path, bytes, Image.Image)): items = [items]
     if getattr(items, 'ndim', None) in (2, 3):
-        raise TypeError('TaskSplit.picked: items must be a list of pictures (got one array of shape '
-                        f'{tuple(items.shape)}): put it in brackets')
+        raise TypeError('TaskSplit.picked: items must be a list of pictures (got one array '
+                        f'of shape {tuple(items.shape)}): put it in brackets')
     items = list(items)
     if items and all(isinstance(item, (int, np.integer)) for item in items):
         return TaskSplit(self.task, 'test', items)

@@ -230,11 +230,6 @@ class Task:
         return pd.DataFrame(columns, index=pd.Index(self.vocab, name='class'))
 
 # %% ../nbs/00_tasks.ipynb #check
-@patch(as_prop=True)
-def rule(self:Task)->PictureRule: # the same for training and for prediction
-    "The rule by which the task's pictures were read, and others have to be"
-    return PictureRule(self.size_px, self.fit, self.window)
-
 @patch
 def check(self:Task):
     "Raise `ValueError` naming the rule that pictures, labels, class names or splits break"
@@ -300,6 +295,11 @@ def picture(self:Task,
 )->Tensor: # `(size_px,size_px,3)` uint8
     "Give one picture, to be shown"
     return self.images[i]
+
+@patch(as_prop=True)
+def rule(self:Task)->PictureRule: # the same for training and for prediction
+    "The rule by which the task's pictures were read, and others have to be"
+    return PictureRule(self.size_px, self.fit, self.window)
 
 @patch
 def fingerprint(self:Task)->str: # 64 hexadecimal digits
