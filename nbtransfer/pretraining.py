@@ -127,7 +127,8 @@ def _rounded(model, forward, precision, x):
     if not model.training: return forward(x)
     with torch.autocast(x.device.type, precision): return forward(x).float()
 
-def _check_rounded(model, precision, layer, args, out):
+def _check_rounded(watched, layer, args, out):
+    model, precision = watched
     if out.dtype == precision or not model.training: return
     raise RuntimeError(f'Autocast: {precision} was asked for, and {type(layer).__name__} gives '
                        f'{out.dtype}: the network sets its precision itself; pass '
@@ -160,7 +161,7 @@ class Autocast(Callback):
         model.forward = partial(_rounded, model, model.forward, self.precision)
         inside = itertools.islice(model.modules(), 1, None)   # its own output is float32
         layers = [module for module in inside if isinstance(module, (nn.Linear, _ConvNd))]
-        check = partial(_check_rounded, model, self.precision)
+        check = partial(_check_rounded, (model, self.precision))
         checks = [layer.register_forward_hook(check) for layer in layers[:1]]
         # on the network: after an interrupted fit, the learner that takes it next must find it
         model.unrounded = own, checks
