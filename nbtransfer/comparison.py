@@ -1211,6 +1211,7 @@ def choose_strategy(
     budget = _ready('choose_strategy', budget, task)
     source = _read_whole(source, 'choose_strategy')
     best = None
+    best_key = None
     rows = {}
     right = {}   # which pictures of `valid` each reads right
     for strategy in strategies:
