@@ -624,6 +624,12 @@ def _facts(task, source, budgets):
         machine=f'{platform.machine()}, {platform.system()}')
     return json.loads(json.dumps(facts))
 
+def _weights_fact(class_weights):
+    "What a budget says of class weights, as JSON gives it back; nothing if there are none"
+    if class_weights is None: return {}
+    if not isinstance(class_weights, str): class_weights = [float(w) for w in class_weights]
+    return dict(class_weights=class_weights)
+
 # %% ../nbs/12_comparison.ipynb #alone-opened-store
 @contextmanager
 def _alone(path):
@@ -745,7 +751,8 @@ def _runs_of(self:Comparison, goal):
 def _run_of(self:Comparison, per_class, strategy, seed, lr_max, *, test):
     spent = self.facts['budgets'][str(per_class)]
     n_epochs = spent['n_epochs' if test else 'trial_epochs']
-    budget = Budget(n_epochs=n_epochs, bs=spent['bs'], lr_max=lr_max, n_looks=spent['n_looks'])
+    budget = Budget(n_epochs=n_epochs, bs=spent['bs'], lr_max=lr_max, n_looks=spent['n_looks'],
+                    class_weights=spent.get('class_weights'))
     return _Run(strategy, per_class, seed, budget, test=test)
 
 @patch
@@ -801,6 +808,7 @@ def compare(
     rates:tuple=None,   # top learning rates to choose from on `valid`; no search if None
     trial_epochs:int=None, # epochs of a trial in the search; those of a run if None
     n_looks:int=5,      # looks at `valid` on the way of a run
+    class_weights:object=None, # of the loss, as for `task_learner`; stored with the budget
     n_jobs:int=None,    # runs side by side, as for `joblib.Parallel`
     resume:bool=True,   # whether to keep the runs that are in the store
 )->Comparison:          # with a row for each run, those of the store included
@@ -822,7 +830,7 @@ def compare(
         epochs = int(n_epochs) if n_epochs else epochs_for(_drawn(task, n, 0), n_steps, int(bs))
         budgets[str(n)] = dict(bs=int(bs), n_epochs=epochs, rates=rates,
                                trial_epochs=int(trial_epochs) if trial_epochs else epochs,
-                               n_looks=int(n_looks))
+                               n_looks=int(n_looks), **_weights_fact(class_weights))
     workers = _Workers(task, source, n_jobs, progress)
     goal = _Goal(per_class, strategies, seeds, rates)
     with _alone(path):
@@ -1154,8 +1162,9 @@ def _page(self:Comparison, baseline):
         if len(ends) > 20: ends = pd.concat([ends[:10], ends[-10:]])
         yield f'Classes with the least and most difference, {best}, {most} labels', _as_table(ends)
         seed = next(iter(self._guesses(best, most)))
-        yield (f'Each class in one run, {best}, {most} labels, seed {seed}, 95 % intervals',
-               _as_table(self.class_scores(best, most, seed)))
+        worst = self.class_scores(best, most, seed).nsmallest(20, 'accuracy')
+        yield (f'Classes read worst in one run, with 95 % intervals, {best}, {most} labels, seed '
+               f'{seed}', _as_table(worst))
     if len(self.trials): yield 'Search for the rate, on valid', _as_table(self.choices(), 6)
     facts = {name: fact for name, fact in self.facts.items() if name not in ('vocab', 'labels')}
     had = [name for name in ('device', 'precision') if name in self.runs]
@@ -1234,6 +1243,9 @@ def choose_strategy(
                            'finite: try a lower `lr_max`')
     table = pd.DataFrame.from_dict(rows, orient='index').rename_axis('strategy')
     table['verdict'] = _verdicts(table[metric], right, winner)
+    if record_of(best).recipe is not None:
+        valid = {strategy: row.get(metric) for strategy, row in rows.items()}
+        best.record.recipe['chosen'] = dict(strategy=winner, by=metric, valid=valid)
     if verbose: print(_choice_in_words(table, winner, metric))
     return best, table
 
