@@ -189,9 +189,8 @@ def classification_scores(
 
 def _checked_scores(caller, labels, probs, vocab):
     "Labels, probabilities and predicted class ids as arrays, if they fit together"
-    labels = np.asarray(torch.as_tensor(labels).detach().cpu())
-    probs = torch.as_tensor(probs).detach().cpu()
-    probs = np.asarray(probs.double() if probs.ndim == 2 else probs)
+    labels = _as_array(labels)
+    probs = _as_array(probs)
     n, k = len(labels) if labels.ndim else 0, len(vocab)
     if not n: raise ValueError(f'{caller}: `labels` must hold at least one class id (got none)')
     if labels.ndim != 1 or probs.shape not in ((n, k), (n,)):
@@ -205,6 +204,11 @@ def _checked_scores(caller, labels, probs, vocab):
             raise ValueError(f'{caller}: `{name}` must hold class ids from 0 to {k - 1} '
                              f'(got {wrong[0]})')
     return labels, probs, predicted
+
+def _as_array(values):
+    if not isinstance(values, torch.Tensor): return np.asarray(values)
+    if values.is_floating_point(): values = values.double()   # NumPy has no bfloat16
+    return np.asarray(values.detach().cpu())
 
 # %% ../nbs/12_comparison.ipynb #budget
 @dataclass(frozen=True)
