@@ -191,8 +191,10 @@ def _checked_scores(caller, labels, probs, vocab):
     "Labels, probabilities and predicted class ids as arrays, if they fit together"
     labels = _as_array(labels)
     probs = _as_array(probs)
-    n, k = len(labels) if labels.ndim else 0, len(vocab)
-    if not n: raise ValueError(f'{caller}: `labels` must hold at least one class id (got none)')
+    if not labels.ndim or not len(labels):
+        raise ValueError(f'{caller}: `labels` must hold at least one class id (got {labels})')
+    n = len(labels)
+    k = len(vocab)
     if labels.ndim != 1 or probs.shape not in ((n, k), (n,)):
         raise ValueError(f'{caller}: `probs` must have shape ({n}, {k}), for each label and class, '
                          f'or ({n},) (got {probs.shape}, and labels of {labels.shape})')
@@ -410,7 +412,7 @@ def _top_rate(learn):
     last_phase = recipe.get('phases', [{}])[-1]
     return last_phase.get('lr_max', {}).get('head')
 
-def _fitted(run, how, task, source, cbs=()):
+def _fitted(run, how, task, source, *, cbs=()):
     "Train by the strategy `how`: the learner, and its row without a look at the test split"
     budget = run.budget
     few = _drawn(task, run.per_class, run.seed)
@@ -631,7 +633,7 @@ def _facts(task, source, budgets):
 def _weights_fact(class_weights):
     "What a budget says of class weights, as JSON gives it back; nothing if there are none"
     if class_weights is None: return {}
-    if not isinstance(class_weights, str): class_weights = [float(w) for w in class_weights]
+    if not isinstance(class_weights, str): class_weights = list(map(float, class_weights))
     return dict(class_weights=class_weights)
 
 # %% ../nbs/12_comparison.ipynb #alone-opened-store
@@ -1135,6 +1137,15 @@ def _as_list(sentences):
     rows = ''.join(f'<li>{html.escape(sentence)}</li>' for sentence in sentences)
     return f'<ul>{rows}</ul>'
 
+@patch
+def _best(self:Comparison, baseline, per_class):
+    "The strategy to show classes of, if any has two seeds in common with the baseline"
+    found = self.differences(baseline)
+    strategies = found.strategy[found.per_class == per_class]
+    runs = self.runs[(self.runs.per_class == per_class) & self.runs.strategy.isin(strategies)]
+    if 'predicted' not in runs or not len(runs): return None
+    return runs.groupby('strategy').valid_accuracy.mean().idxmax()
+
 # %% ../nbs/12_comparison.ipynb #report
 @patch
 def _page(self:Comparison, baseline):
@@ -1174,15 +1185,6 @@ def _page(self:Comparison, baseline):
     had = [name for name in ('device', 'precision') if name in self.runs]
     facts |= {name: self.runs[name].unique().tolist() for name in had}
     yield 'What was compared', _as_list(f'{name}: {fact}' for name, fact in facts.items())
-
-@patch
-def _best(self:Comparison, baseline, per_class):
-    "The strategy to show classes of, if any has two seeds in common with the baseline"
-    found = self.differences(baseline)
-    strategies = found.strategy[found.per_class == per_class]
-    runs = self.runs[(self.runs.per_class == per_class) & self.runs.strategy.isin(strategies)]
-    if 'predicted' not in runs or not len(runs): return None
-    return runs.groupby('strategy').valid_accuracy.mean().idxmax()
 
 @patch
 def report(self:Comparison,
@@ -1229,7 +1231,7 @@ def choose_strategy(
     right = {}   # which pictures of `valid` each reads right
     for strategy in strategies:
         run = _Run(strategy, 0, seed, budget, test=False)
-        try: learn, row = _fitted(run, STRATEGIES[strategy], task, source, deepcopy(cbs or []))
+        try: learn, row = _fitted(run, STRATEGIES[strategy], task, source, cbs=deepcopy(cbs or []))
         except RuntimeError as error:
             if 'StopOnNaN: ' not in str(error): raise
             rows[strategy] = {}
