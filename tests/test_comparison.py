@@ -1210,3 +1210,26 @@ def test_class_weights_go_with_the_budget(monkeypatch, tmp_path):
     for other in (None, 'balanced'):
         with saying('another budget'): quick(tmp_path/'kept', class_weights=other)
     assert 'class_weights' not in quick().facts['budgets']['1']   # as it was before there were any
+
+@some(10)
+@given(predictions())
+def test_differences_are_those_of_means_over_runs_and_over_classes(made):
+    truth, guesses, k = made
+    result = guessed(*made)
+    found = result.differences().difference.item()
+    means = result.runs.groupby('strategy').accuracy.mean()
+    assert np.isclose(found, means['tuned'] - means['scratch'])
+    shares = np.bincount(truth, minlength=k) / len(truth)
+    each = result.by_class('tuned', 1).difference
+    assert np.isclose(found, sum(shares[int(name[1:])] * d for name, d in each.items()))
+
+@pytest.mark.parametrize('level', [0, 1, 95, np.nan])
+def test_levels_of_counted_shares_are_checked(level):
+    with saying('wilson_interval', '`level`', str(level)): wilson_interval(1, 2, level)
+    with saying('`level`'): scores_by_class([0, 1], [0, 1], ['a', 'b'], level)
+
+def test_facts_tell_tasks_apart():
+    src = read_source(source())
+    facts = comparison._facts(digits(), src, budgets={})
+    assert facts['task']['sha256'] == digits().fingerprint() and facts['source']['arch']['name'] == 'resnet9'
+    assert comparison._facts(digits().subset(5), src, {})['task'] != facts['task']
