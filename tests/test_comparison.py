@@ -1233,3 +1233,16 @@ def test_facts_tell_tasks_apart():
     facts = comparison._facts(digits(), src, budgets={})
     assert facts['task']['sha256'] == digits().fingerprint() and facts['source']['arch']['name'] == 'resnet9'
     assert comparison._facts(digits().subset(5), src, {})['task'] != facts['task']
+
+@pytest.mark.parametrize('strategy, makes', [('scratch', 'pretrain'), ('head only', 'transfer_learner'), ('gradual', 'transfer_learner')])
+def test_strategies_hand_class_weights_on(monkeypatch, strategy, makes):
+    "And say nothing of them where there are none"
+    class Made(Exception): pass
+    asked = []
+    def make(*args, **kwargs):
+        asked.append(kwargs.get('class_weights', 'unsaid'))
+        raise Made
+    monkeypatch.setattr(comparison, makes, make)
+    for weights in (None, 'balanced', [1., 2.]):
+        with pytest.raises(Made): STRATEGIES[strategy](tiny(), read_source(source()), Budget(n_epochs=1, class_weights=weights), seed=0, cbs=[])
+    assert asked == ['unsaid', 'balanced', [1., 2.]]
