@@ -73,7 +73,7 @@ def _network_and_card(weights):
             raise ValueError("Predictor: the learner's DataLoaders know no Task, so they do not "
                              'say how to prepare a picture: make them with Task.dls')
         card = dict(inference_card(weights.dls), recipe=record_of(weights).recipe)
-        return weights.model, dict(card, task_sha256=weights.dls.task.fingerprint())
+        return unwrapped(weights.model), card
     if isinstance(weights, nn.Module): return weights, getattr(unwrapped(weights), 'card', {})
     network = load_weights(weights)
     return network.to(default_device()), network.card
@@ -104,6 +104,7 @@ class Predictor:
                              '`card` of the network')
         self.card = card
         self.label = _label_of(weights)
+        self.task = weights.dls.task if isinstance(weights, Learner) else None
         self.vocab = [str(name) for name in card['vocab']]
         self.rule = PictureRule(card['size_px'], card.get('fit') or 'crop', card.get('window'))
         self.network = PictureNetwork(network, card['mean'], card.get('std'))
@@ -141,7 +142,7 @@ def _files_of(path, left_out):
 def _each(pictures):
     "One by one, also if it is one only"
     if isinstance(pictures, (str, Path, bytes, Image.Image)): return [pictures]
-    if isinstance(pictures, (np.ndarray, Tensor)) and pictures.ndim < 4: return [pictures]
+    if isinstance(pictures, (np.ndarray, Tensor)) and pictures.ndim in (2, 3): return [pictures]
     if isinstance(pictures, Iterable): return pictures
     raise TypeError('found_pictures: `pictures` must be files, folders, patterns, PIL images, '
                     f'arrays, tensors or bytes (got {type(pictures).__name__})')
@@ -179,7 +180,7 @@ def _what_was_done(kinds, left_out):
 
 def _ranks(top):
     "Names of the columns for the likeliest class, the second, and so on"
-    endings = ['', *(f'_{i}' for i in range(2, (top or 1) + 1))]
+    endings = ['', *(f'_{i}' for i in range(2, top + 1))]
     return [(f'label{ending}', f'probability{ending}') for ending in endings]
 
 @patch
@@ -204,8 +205,11 @@ def stream(self:Predictor,
     top:int=None,    # how many of the likeliest classes to give; one if None
     bs:int=64,       # pictures in a batch
 )->Iterator:         # of DataFrames with at most `bs` rows: file, label, probability, error
-    "Predict a batch at a time, in constant memory; raises `ValueError` for an impossible `top` or `bs`"
-    if not 1 <= (top or 1) <= len(self.vocab):
+    """Predict a batch at a time, in constant memory
+
+    Raises `ValueError` for an impossible `top` or `bs`."""
+    if top is None: top = 1
+    if not 1 <= top <= len(self.vocab):
         raise ValueError(f'predict: `top` must be 1 to {len(self.vocab)}, as many as there are '
                          f'classes (got {top})')
     if bs < 1: raise ValueError(f'predict: `bs` must be at least 1 (got {bs})')
@@ -237,7 +241,7 @@ def predict(
     "Say what is on pictures; raises `ValueError` as `Predictor` and its `stream` do"
     predictor = weights if isinstance(weights, Predictor) else Predictor(weights)
     tables = list(predictor.stream(pictures, top, bs))
-    if not tables: tables = [predictor._table([], [], top)]
+    if not tables: tables = [predictor._table([], [], top or 1)]
     return pd.concat(tables, ignore_index=True)
 
 # %% ../nbs/13_inference.ipynb #reliability
@@ -320,8 +324,8 @@ class Evaluation:
         "Which network on which pictures"
         return f'{self.facts["network"]} on {self.facts["split"]} of {self.facts["task"]}'
 
-    def scores(self)->pd.DataFrame: # a row a score: `value` in percent, of accuracy `low` and `high`
-        "Give accuracy with its 95% interval, balanced accuracy, macro F1 and, of two classes, AUROC"
+    def scores(self)->pd.DataFrame: # a row a score; `value`, and of accuracy `low` and `high`, percent
+        "Give accuracy with its 95% interval, balanced accuracy, macro F1; of two classes AUROC"
         values = classification_scores(self.labels, self.probs, self.vocab)
         df = pd.DataFrame(dict(value=values, low=np.nan, high=np.nan)).rename_axis('score')
         n_right = int((self.probs.argmax(1) == self.labels).sum())
@@ -352,7 +356,7 @@ class Evaluation:
                        probability=values[wrong].numpy(), number=numbers)
         return pd.DataFrame(columns).rename(columns=dict(class_='class'))
 
-    def calibration(self)->pd.DataFrame: # a row as it is, and one at the temperature if there is one
+    def calibration(self)->pd.DataFrame: # a row as it is, and one at the temperature
         "Give the calibration error and the mean negative log-likelihood (in nats)"
         rows = []
         for temperature in filter(None, (1., self.temperature)):
@@ -385,8 +389,9 @@ def _logits_of(predictor, task, split, bs):
     return torch.cat(batches)
 
 def _whether_trained_on(predictor, task):
-    "A sentence on what the card says of the task it was trained on"
-    kept = predictor.card.get('task_sha256')
+    "A sentence on whether a task is the one that the network was trained on"
+    own = predictor.task
+    kept = predictor.card.get('task_sha256') if own is None else own.fingerprint()
     if kept is None: return 'The card does not say on which pictures the network was trained.'
     if kept == task.fingerprint(): return 'This is the task that the network was trained on.'
     return ('This is not the task that the network was trained on: if they share pictures, some '
@@ -466,7 +471,7 @@ def plot_calibration(self:Evaluation,
 def show_mistakes(self:Evaluation,
     n:int=8, # pictures at most
 )->list:     # matplotlib axes, none if there is no mistake
-    "Show the most confident mistakes: class, what it was taken for, how confidently, and which file"
+    "Show the most confident mistakes: class, what it is taken for, how confidently, which file"
     mistakes = self.mistakes()[:n]
     if not len(mistakes): return []
     axs = get_grid(len(mistakes), figsize=(8, 2.4 * -(-len(mistakes) // 4)), ncols=4)
@@ -495,6 +500,8 @@ def summary(self:Evaluation)->list: # of sentences
     else:
         said.append(f'Calibration error: {df.ece[0]:.3f}, and {df.ece[1]:.3f} at temperature '
                     f'{self.temperature:.2f}, which was chosen on valid.')
+    n_unseen = len(self.vocab) - len(self.by_class())
+    if n_unseen: said.append(f'{n_unseen} of the {len(self.vocab)} classes have no pictures here.')
     return [*said, self.facts['task_says']]
 
 @patch
@@ -621,8 +628,9 @@ def export_network(
     pixels = _sample_pixels(predictor.rule)
     facts = dict(classes=predictor.vocab, size_px=predictor.rule.size_px, fit=predictor.rule.fit,
                  window=predictor.rule.window, card=predictor.card)
+    facts = {name: json.dumps(fact, default=str) for name, fact in facts.items()}
     written, run = _WAYS[format]
-    try: data = written(network, pixels, {name: json.dumps(fact) for name, fact in facts.items()})
+    try: data = written(network, pixels, facts)
     except Exception as error:   # exporters raise whatever they like
         said = ' '.join(str(error).split())[:200]   # its messages have many lines
         raise RuntimeError(f'export_network: torch cannot write {predictor.label} as {format} '
