@@ -160,7 +160,6 @@ def found_pictures(
             for file in chain([first], files): yield file, file
         else: yield f'#{i}', item
 
-# %% ../nbs/13_inference.ipynb #stream
 def _read(item, rule):
     "The `Reading` of a file, of bytes, or of a picture that is held already"
     if isinstance(item, str) and os.path.isdir(item):
@@ -169,15 +168,7 @@ def _read(item, rule):
     try: return Reading(read_pictures([item], rule)[0].numpy(), 'RGB', None, '')
     except ValueError as error: return Reading(None, '', None, str(error).partition(': ')[2])
 
-def _what_was_done(kinds, left_out):
-    "One line on what was converted and left out; empty if nothing was"
-    parts = []
-    converted = describe_kinds(kinds.elements())
-    if converted: parts.append(f'converted {converted}')
-    endings = ', '.join(f'{n:,} {ending}' for ending, n in left_out.most_common())
-    if endings: parts.append(f'left out what is no picture: {endings}')
-    return '; '.join(parts)
-
+# %% ../nbs/13_inference.ipynb #stream
 def _ranks(top):
     "Names of the columns for the likeliest class, the second, and so on"
     endings = ['', *(f'_{i}' for i in range(2, top + 1))]
@@ -231,6 +222,15 @@ def _tables(self:Predictor, pictures, top, bs):
     if said: warnings.warn(f'predict: {said}')
 
 # %% ../nbs/13_inference.ipynb #predict
+def _what_was_done(kinds, left_out):
+    "One line on what was converted and left out; empty if nothing was"
+    parts = []
+    converted = describe_kinds(kinds.elements())
+    if converted: parts.append(f'converted {converted}')
+    endings = ', '.join(f'{n:,} {ending}' for ending, n in left_out.most_common())
+    if endings: parts.append(f'left out what is no picture: {endings}')
+    return '; '.join(parts)
+
 def predict(
     weights:object,  # whatever `Predictor` takes, or a `Predictor`
     pictures:object, # whatever `found_pictures` takes
@@ -324,7 +324,7 @@ class Evaluation:
         "Which network on which pictures"
         return f'{self.facts["network"]} on {self.facts["split"]} of {self.facts["task"]}'
 
-    def scores(self)->pd.DataFrame: # a row a score; `value`, and of accuracy `low` and `high`, percent
+    def scores(self)->pd.DataFrame: # a row a score: `value`, of accuracy `low` and `high`, percent
         "Give accuracy with its 95% interval, balanced accuracy, macro F1; of two classes AUROC"
         values = classification_scores(self.labels, self.probs, self.vocab)
         df = pd.DataFrame(dict(value=values, low=np.nan, high=np.nan)).rename_axis('score')
@@ -429,7 +429,7 @@ def evaluate(
                  rule=str(predictor.rule), task_says=_whether_trained_on(predictor, task))
     return Evaluation(facts, predictor.vocab, labels, logits, task=task, temperature=temperature)
 
-# %% ../nbs/13_inference.ipynb #plot-confusion-plot-calibration-show-mistakes
+# %% ../nbs/13_inference.ipynb #plot-confusion-show-mistakes
 @patch
 def plot_confusion(self:Evaluation,
     ax:Axes=None, # matplotlib axes; new if None
@@ -450,6 +450,23 @@ def plot_confusion(self:Evaluation,
     return ax
 
 @patch
+def show_mistakes(self:Evaluation,
+    n:int=8, # pictures at most
+)->list:     # matplotlib axes, none if there is no mistake
+    "Show the most confident mistakes: class, what it is taken for, how confidently, which file"
+    mistakes = self.mistakes()[:n]
+    if not len(mistakes): return []
+    axs = get_grid(len(mistakes), figsize=(8, 2.4 * -(-len(mistakes) // 4)), ncols=4)
+    for ax, row in zip(axs, mistakes.to_dict('records')):
+        ax.imshow(self.task.picture(row['number']))
+        title = (f'{row["class"]}, taken for {row["taken_for"]}\n{row["probability"]:.0%}, '
+                 f'{os.path.basename(printable(row["picture"]))}')
+        ax.set_title(title.replace('$', r'\$'), fontsize=8)
+        ax.axis('off')
+    return axs
+
+# %% ../nbs/13_inference.ipynb #plot-calibration
+@patch
 def plot_calibration(self:Evaluation,
     ax:Axes=None, # matplotlib axes; new if None
 )->Axes:          # the axes
@@ -466,22 +483,6 @@ def plot_calibration(self:Evaluation,
            title=f'{self.facts["split"]}, {len(self.labels):,} pictures')
     ax.legend()
     return ax
-
-@patch
-def show_mistakes(self:Evaluation,
-    n:int=8, # pictures at most
-)->list:     # matplotlib axes, none if there is no mistake
-    "Show the most confident mistakes: class, what it is taken for, how confidently, which file"
-    mistakes = self.mistakes()[:n]
-    if not len(mistakes): return []
-    axs = get_grid(len(mistakes), figsize=(8, 2.4 * -(-len(mistakes) // 4)), ncols=4)
-    for ax, row in zip(axs, mistakes.to_dict('records')):
-        ax.imshow(self.task.picture(row['number']))
-        title = (f'{row["class"]}, taken for {row["taken_for"]}\n{row["probability"]:.0%}, '
-                 f'{os.path.basename(printable(row["picture"]))}')
-        ax.set_title(title.replace('$', r'\$'), fontsize=8)
-        ax.axis('off')
-    return axs
 
 # %% ../nbs/13_inference.ipynb #report
 @patch
