@@ -6,7 +6,7 @@ Docs: https://nbtransfer.github.io/nbtransfer/files.html.md"""
 
 # %% auto #0
 __all__ = ['FITS', 'PICTURE_ENDINGS', 'write_whole', 'cache_folder', 'package_folder', 'hold_lock', 'digest', 'seal',
-           'PictureRule', 'Reading', 'read_picture', 'is_picture_file', 'printable', 'describe_kinds', 'read_pictures']
+           'PictureRule', 'is_picture_file', 'printable', 'Reading', 'read_picture', 'describe_kinds', 'read_pictures']
 
 # %% ../nbs/90_files.ipynb #imports
 import errno, hashlib, importlib, io, json, math, os, warnings
@@ -180,7 +180,7 @@ def _to_rgb(image):
     return image.convert('RGB')
 
 def _resized(pixels, height, width):
-    "An array `(h,w,3)` of bytes in another size, bicubic and antialiased, as Pillow does it, faster"
+    "An array `(h,w,3)` of bytes in another size, as Pillow would make it, faster"
     if pixels.shape[:2] == (height, width): return pixels
     batch = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
     batch = interpolate(batch, (height, width), mode='bicubic', antialias=True)
@@ -283,45 +283,70 @@ def _head_bytes(source):
 class _NoPlugIn(Exception):
     "Pillow has no reader for this kind of picture"
 
+# %% ../nbs/90_files.ipynb #picture-endings
+PICTURE_ENDINGS = frozenset("""
+    .jpg .jpeg .jpe .jfif .mpo .png .apng .gif .bmp .dib .webp .tif .tiff .ppm .pgm .pbm .pnm .pfm
+    .jp2 .j2k .j2c .jpc .jpf .jpx .tga .ico .pcx .sgi .qoi .avif .avifs .heic .heics .heif .heifs
+    .hif .jxl""".split())
+
+_LOOSE = 'TGA', 'EPS', 'PDF', 'MPEG', 'WMF', 'HDF5', 'GRIB', 'BUFR'   # no sure sign of a picture
+
+def is_picture_file(
+    path:Path, # of a file
+)->bool:       # whether it counts as a picture
+    "Tell by its name whether a file is a picture; one without an ending is looked into"
+    ending = os.path.splitext(path)[1]
+    if ending: return ending.lower() in PICTURE_ENDINGS
+    try:
+        with _opened(os.path.expanduser(path)) as image: return image.format not in _LOOSE
+    except _NoPlugIn: return True
+    except Exception: return False   # decoders raise whatever they like
+
+def printable(
+    path:Path, # or anything else that names a picture
+)->str:        # can be printed, whatever bytes are in a file's name
+    "Give a path to be shown: bytes that are no letters in UTF-8 become escapes such as `\\xe9`"
+    if not isinstance(path, (str, Path)): return f'{type(path).__name__} object'
+    return str(path).encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
+
 # %% ../nbs/90_files.ipynb #reading
 class Reading(NamedTuple):
     "What the reading of one picture gave"
-    pixels: np.ndarray # `(size_px,size_px,3)` uint8; None after a fault, or a look at the head
-    kind: str          # `RGB`, or what was converted to it, such as `grey` or `palette, transparent`
-    size: tuple        # width and height in the file, turned upright; None if it is no picture
-    fault: str         # why it was not read, in words; empty if it was
-    values: tuple=None # lowest and highest value, of a picture beyond 8 bits
+    pixels: np.ndarray=None # `(size_px,size_px,3)` uint8; None after a fault, or of the head only
+    kind: str=''            # `RGB`, or what was converted to it, such as `palette, transparent`
+    size: tuple=None        # width and height in the file, upright; None if it is no picture
+    fault: str=''           # why it was not read, in words; empty if it was
+    values: tuple=None      # lowest and highest value, of a picture beyond 8 bits
 
-def _upright(image):
-    "Whether EXIF says that the sides are swapped, without decoding the picture"
+_LOST_BITS = ('beyond 8 bits in a {} with colours, of which Pillow gives the upper 8 only: save it '
+              'as a 16-bit PNG')
+
+def _turned_size(image):
+    "Width and height turned as EXIF says, without decoding the picture"
+    if image.format == 'TIFF': return image.size   # Pillow has done it
     orientation = Image.Image.getexif(image).get(0x0112, 1)
     return image.size if orientation < 5 else image.size[::-1]
 
 def _reading(image, rule, head_only=False):
     "Read an opened image by the rule"
-    kind = _picture_kind(image)
-    size = _upright(image)
-    values = None
-    if _is_deep(image):
-        deep = _deep_values(image)
-        if deep is None:
-            return Reading(None, kind, size, f'beyond 8 bits in a {image.format} with colours, of '
-                           'which only the upper 8 can be read: save it as a 16-bit PNG')
-        values = _seen_range(deep)
-        if rule.window is None:
-            return Reading(None, kind, size, _beyond(values), values)
-    if head_only: return Reading(None, kind, size, '', values)
-    if values is not None:
-        plain = _windowed(deep, rule.window)
-        plain.info['exif'] = image.info.get('exif', b'')
-        image = plain
+    reading = Reading(kind=_picture_kind(image), size=_turned_size(image))
+    is_deep = _is_deep(image)
+    if is_deep:
+        values = _deep_values(image)
+        if values is None: return reading._replace(fault=_LOST_BITS.format(image.format))
+        reading = reading._replace(values=_seen_range(values))
+        if rule.window is None: return reading._replace(fault=f'beyond 8 bits ({_in_words(reading.values)})')
+    if head_only: return reading
+    if is_deep:
+        exif = image.info.get('exif', b'')
+        image = _windowed(values, rule.window)
+        image.info['exif'] = exif
     elif hasattr(image, 'draft'): image.draft(None, (2 * rule.size_px, 2 * rule.size_px))
     if image.getexif().get(0x0112, 1) != 1: image = ImageOps.exif_transpose(image)
-    return Reading(_fitted(_to_rgb(image), rule), kind, size, '', values)
+    return reading._replace(pixels=_fitted(_to_rgb(image), rule))
 
-def _beyond(values):
-    if values is None: return 'beyond 8 bits (no finite value)'
-    return f'beyond 8 bits ({values[0]:.6g} to {values[1]:.6g})'
+def _in_words(values):
+    return 'no finite value' if values is None else f'{values[0]:.6g} to {values[1]:.6g}'
 
 # %% ../nbs/90_files.ipynb #read-picture
 _PASSING = errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO   # not the file's fault
@@ -356,35 +381,9 @@ def read_picture(
         with _opened(source) as image: return _reading(image, rule, head_only)
     except Exception as error:   # decoders raise whatever they like
         is_passing = isinstance(error, MemoryError) or getattr(error, 'errno', None) in _PASSING
-        if not is_passing: return Reading(None, '', None, _fault_of(error))
+        if not is_passing: return Reading(fault=_fault_of(error))
         raise RuntimeError(f'read_picture: {printable(path)} cannot be read now ({error}); '
                            'try again') from error
-
-# %% ../nbs/90_files.ipynb #picture-endings
-PICTURE_ENDINGS = frozenset("""
-    .jpg .jpeg .jpe .jfif .mpo .png .apng .gif .bmp .dib .webp .tif .tiff .ppm .pgm .pbm .pnm .pfm
-    .jp2 .j2k .j2c .jpc .jpf .jpx .tga .ico .pcx .sgi .qoi .avif .avifs .heic .heics .heif .heifs
-    .hif .jxl""".split())
-
-_LOOSE = 'TGA', 'EPS', 'PDF', 'MPEG', 'WMF', 'HDF5', 'GRIB', 'BUFR'   # no sure sign of a picture
-
-def is_picture_file(
-    path:Path, # of a file
-)->bool:       # whether it counts as a picture
-    "Tell by its name whether a file is a picture; one without an ending is looked into"
-    ending = os.path.splitext(path)[1]
-    if ending: return ending.lower() in PICTURE_ENDINGS
-    try:
-        with _opened(os.path.expanduser(path)) as image: return image.format not in _LOOSE
-    except _NoPlugIn: return True
-    except Exception: return False   # decoders raise whatever they like
-
-def printable(
-    path:Path, # or anything else that names a picture
-)->str:        # can be printed, whatever bytes are in a file's name
-    "Give a path to be shown: bytes that are no letters in UTF-8 become escapes such as `\\xe9`"
-    if not isinstance(path, (str, Path)): return f'{type(path).__name__} object'
-    return str(path).encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
 
 # %% ../nbs/90_files.ipynb #item-reading
 _TAKEN = ('a path, the bytes of a file, a PIL image, or an array or tensor of uint8 of shape (h,w), '
@@ -400,8 +399,8 @@ def _image_reading(image, rule):
     if not _is_unread(image):
         try: image.load()
         except Exception as error:   # decoders raise whatever they like
-            return Reading(None, '', None, f'an image that cannot be decoded ({error}): its file '
-                           'was closed too early, or is cut short')
+            return Reading(fault=f'an image that cannot be decoded ({error}): its file was closed '
+                           'too early, or is cut short')
         return _reading(image, rule)
     place = image.fp.tell()
     image.fp.seek(0)
@@ -411,11 +410,11 @@ def _image_reading(image, rule):
 def _channels_last(array):
     "An array `(h,w)` or `(h,w,channels)`; raise `TypeError` for one that is neither"
     sides = array.shape
-    if array.ndim == 2: return array
+    if array.ndim == 2 and 0 not in sides: return array
     is_last = array.ndim == 3 and sides[2] in (1, 3, 4)
     is_first = array.ndim == 3 and sides[0] in (1, 3, 4)
-    if is_last == is_first:
-        reason = 'could be channels first or last' if is_last else 'is no picture'
+    if is_last == is_first or 0 in sides:
+        reason = 'could be channels first or last' if is_last and is_first else 'is no picture'
         raise TypeError(f'an array of shape {sides} {reason}; take {_TAKEN}')
     if is_first: array = np.moveaxis(array, 0, 2)
     return array[..., 0] if array.shape[2] == 1 else array
@@ -428,16 +427,13 @@ def _array_reading(array, rule):
     array = np.ascontiguousarray(_channels_last(array))
     if array.dtype == np.uint8: return _reading(Image.fromarray(array), rule)
     if array.dtype.kind not in 'iuf': raise TypeError(f'an array of {array.dtype}; take {_TAKEN}')
-    values = _seen_range(array)
     kind = 'grey, beyond 8 bits' if array.ndim == 2 else 'beyond 8 bits'
-    size = array.shape[1::-1]
+    reading = Reading(kind=kind, size=array.shape[1::-1], values=_seen_range(array))
     if rule.window is None:
-        seen = 'no finite values' if values is None else f'values {values[0]:.6g} to {values[1]:.6g}'
-        fault = (f'an array of {array.dtype}, {seen}, which is not guessed at: make it uint8, 0 to '
-                 '255')
-        return Reading(None, kind, size, fault, values)
-    pixels = _fitted(_to_rgb(_windowed(array, rule.window)), rule)
-    return Reading(pixels, kind, size, '', values)
+        fault = (f'an array of {array.dtype}, {_in_words(reading.values)}, is not guessed at: make '
+                 'it uint8, 0 to 255, or give the rule a window')
+        return reading._replace(fault=fault)
+    return reading._replace(pixels=_fitted(_to_rgb(_windowed(array, rule.window)), rule))
 
 def _item_reading(item, rule):
     if isinstance(item, (str, Path, bytes, bytearray)): return read_picture(item, rule)
@@ -477,6 +473,9 @@ def read_pictures(
     for i, item in enumerate(items):
         try: reading = _item_reading(item, rule)
         except TypeError as error: raise TypeError(f'read_pictures: {error}') from None
+        if reading.fault == 'unreadable':
+            raise ValueError(f'read_pictures: {printable(item)} is no picture, or is cut short: leave '
+                             'it out, or put a whole one in its place')
         if reading.fault:
             raise ValueError(f'read_pictures: {printable(item)} cannot be read: {reading.fault}')
         pixels[i] = reading.pixels

@@ -24,11 +24,12 @@ from fastai.data.transforms import Category, CategoryMap, IntToFloatTensor, Norm
 from fastai.torch_core import TensorCategory, TensorImage, apply, default_device
 from fastcore.basics import chunked, listify, patch
 from fasttransform import Pipeline
+from PIL import Image
 from torch import Tensor
 from torch import distributed as dist
 from torch.utils.weak import WeakTensorKeyDictionary
 from .augmentation import AffineAugment, BatchAugment
-from .files import digest, read_pictures
+from .files import PictureRule, digest, read_pictures
 from .tasks import SPLITS, Task, normalization
 
 # %% ../nbs/02_loaders.ipynb #fits
@@ -156,11 +157,17 @@ def batch(self:TaskSplit,
 # %% ../nbs/02_loaders.ipynb #task-split-picked
 @patch
 def picked(self:TaskSplit,
-    items:list, # numbers of the task's pictures; or paths, arrays or PIL images from elsewhere
+    items:list, # numbers of the task's pictures; or pictures, as `read_pictures` takes them
     with_labels:bool=False, # whether a path's class is the name of its folder
-)->TaskSplit:   # never augmented; pictures from elsewhere are scaled as the task's are
-    "Make a data set of other pictures; raises `ValueError` naming what cannot be read or labelled"
-    items = [items] if isinstance(items, (str, Path)) else list(items)
+)->TaskSplit:   # never augmented; pictures from elsewhere are read by the task's rule
+    """Make a data set of other pictures
+
+    Raises `ValueError` naming what cannot be read or labelled, `TypeError` for no picture."""
+    if isinstance(items, (str, Path, bytes, Image.Image)): items = [items]
+    if getattr(items, 'ndim', None) in (2, 3):
+        raise TypeError('TaskSplit.picked: items must be a list of pictures (got one array '
+                        f'of shape {tuple(items.shape)}): put it in brackets')
+    items = list(items)
     if items and all(isinstance(item, (int, np.integer)) for item in items):
         return TaskSplit(self.task, 'test', items)
     labels = None
@@ -327,12 +334,12 @@ def check_batch_size(
 class TaskDataLoaders(DataLoaders):
     "Hold the `TaskDL`s of a task, as fastai's `DataLoaders`"
     def test_dl(self,
-        test_items:list,   # paths, arrays, PIL images, or numbers of the task's pictures
+        test_items:list,   # pictures, as `read_pictures` takes them, or numbers of the task's
         rm_type_tfms=None, # not used; fastai's `predict` gives it
         with_labels:bool=False, # whether a path's class is the name of its folder
         **kwargs,          # of `TaskDL`
     )->TaskDL:             # not shuffled, not augmented
-        "Make a loader of pictures that are read and scaled as the task's are"
+        "Make a loader of pictures that are read by the task's rule"
         return self.valid.new(self.valid_ds.picked(test_items, with_labels), **kwargs)
 
 @patch
@@ -388,12 +395,11 @@ def inference_dls(
     if missing:
         raise ValueError(f'inference_dls: the card has no {", ".join(missing)}: take one of '
                          '`inference_card`, or of a weights file')
-    size_px = card['size_px']
-    images = torch.zeros(0, size_px, size_px, 3, dtype=torch.uint8)
+    rule = PictureRule(card['size_px'], card.get('fit', 'crop'), card.get('window'))
+    images = torch.zeros(0, rule.size_px, rule.size_px, 3, dtype=torch.uint8)
     labels = torch.zeros(0, dtype=torch.int64)
     task = _NoPictures('inference', images, labels, card['vocab'],
-                       splits=dict.fromkeys(SPLITS, labels), fit=card.get('fit', 'crop'),
-                       window=card.get('window'))
+                       splits=dict.fromkeys(SPLITS, labels), fit=rule.fit, window=rule.window)
     tfms = [IntToFloatTensor()]
     if card['mean']: tfms.append(Normalize.from_stats(card['mean'], card['std'], cuda=False))
     device = device or default_device()

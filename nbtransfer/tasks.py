@@ -16,6 +16,7 @@ from numbers import Integral
 from pathlib import Path
 from random import Random
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -81,7 +82,7 @@ def drop_twins(
     def same(i, j): return torch.equal(images[i], images[j])
     return drop_repeated(splits, _picture_hashes(images), same)
 
-# %% ../nbs/00_tasks.ipynb #split-per-class
+# %% ../nbs/00_tasks.ipynb #class-sizes-check-shares
 def _part_sizes(n, shares):
     "Share out `n` pictures, one or more to each of `shares`, and one or more left over"
     sizes = [max(1, round(share * n)) for share in shares]
@@ -90,37 +91,67 @@ def _part_sizes(n, shares):
         sizes[largest] -= 1
     return sizes
 
+def _class_sizes(n_each, count):
+    "Share out `count` pictures among classes by their sizes, one or more each; none if it is 0"
+    if count == 0: return torch.zeros_like(n_each)
+    wanted = n_each * (count / n_each.sum())
+    sizes = wanted.floor().long().clamp(min=1)
+    while sizes.sum() < count: sizes[(wanted - sizes).argmax()] += 1
+    while sizes.sum() > count: sizes[(sizes - wanted).where(sizes > 1, -count).argmax()] -= 1
+    return sizes
+
+def _check_shares(shares, n_each):
+    "Raise `ValueError` for a share or a count that leaves a part empty"
+    n = int(n_each.sum())
+    for name, share in shares.items():
+        if share < 0 or (share == 0 and name != 'test'):
+            raise ValueError(f'split_per_class: {name} would be empty: its share must be above 0 '
+                             f'(got {share})')
+        if isinstance(share, Integral) and 0 < share < len(n_each):
+            raise ValueError(f'split_per_class: {name} must have a picture of each of the '
+                             f'{len(n_each)} classes (got {share} in all)')
+    if sum(share if isinstance(share, Integral) else share * n for share in shares.values()) >= n:
+        raise ValueError('split_per_class: train would be empty: the shares must sum to less '
+                         f'than 1, or the counts to less than {n} (got {shares})')
+
+# %% ../nbs/00_tasks.ipynb #split-per-class
 def split_per_class(
     labels:Tensor, # `(n,)` int64 class numbers
-    fracs:dict,    # name of a split → share of each class in it, in (0, 1); the rest is `train`
+    shares:dict,   # name of a split → share of each class, in (0, 1), or a count of pictures
     seed:int=0,    # of the random choice
     idxs:Tensor=None, # `(m,)` picture numbers to choose from; all of them if None
-)->dict:           # `train` and each name in `fracs` → sorted int64 picture numbers
+)->dict:           # `train` and each name in `shares` → sorted int64 picture numbers
     """Split the pictures at random within each class, at least one of each class in every part
+
+    A count is a whole number of pictures in all; for `test` it may be 0. The rest is `train`.
 
     Raises `ValueError` if a class has too few pictures to give one to each part, if a share is
     not above 0, or if the shares leave none to `train`."""
-    for name, share in fracs.items():
-        if share <= 0:
-            raise ValueError(f'split_per_class: {name} would be empty: its share must be above 0 '
-                             f'(got {share})')
-    if sum(fracs.values()) >= 1:
-        raise ValueError('split_per_class: train would be empty: the shares must sum to less '
-                         f'than 1 (got {fracs})')
     if idxs is None: idxs = torch.arange(len(labels))
+    classes, n_each = labels[idxs].unique(return_counts=True)
+    _check_shares(shares, n_each)
+    by_share = {name: share for name, share in shares.items()
+                if share != 0 and not isinstance(share, Integral)}
+    counted = {name: _class_sizes(n_each, shares[name]) for name in shares if name not in by_share}
+    filled = ['train', *(name for name, share in shares.items() if share != 0)]
     generator = torch.Generator().manual_seed(seed)
-    parts = {name: [] for name in ('train', *fracs)}
-    for label in labels[idxs].unique():
+    parts = {name: [] for name in ('train', *shares)}
+    for i, label in enumerate(classes):
         own = idxs[labels[idxs] == label]
         n = len(own)
-        if n <= len(fracs):
+        if n < len(filled):
             raise ValueError(f'split_per_class: class {int(label)} must have at least '
-                             f'{len(fracs)+1} pictures (got {n}), one for each of '
-                             f'{", ".join(parts)}: add pictures or leave the class out')
+                             f'{len(filled)} pictures (got {n}), one for each of '
+                             f'{", ".join(filled)}: add pictures or leave the class out')
+        sizes = dict(zip(by_share, _part_sizes(n, by_share.values())))
+        sizes.update({name: int(of_class[i]) for name, of_class in counted.items()})
+        n_train = n - sum(sizes.values())
+        if n_train < 1:
+            raise ValueError(f'split_per_class: train would have no picture of class {int(label)}, '
+                             f'which has {n}: ask for fewer (got {shares})')
         own = own[torch.randperm(n, generator=generator)]
-        sizes = _part_sizes(n, fracs.values())
-        cuts = own.split([*sizes, n - sum(sizes)])
-        for name, cut in zip((*fracs, 'train'), cuts): parts[name].append(cut)
+        cuts = own.split([*(sizes[name] for name in shares), n_train])
+        for name, cut in zip((*shares, 'train'), cuts): parts[name].append(cut)
     return {name: torch.cat(cuts).sort().values for name, cuts in parts.items()}
 
 # %% ../nbs/00_tasks.ipynb #channel-stats
@@ -182,11 +213,6 @@ class Task:
         return self.images.shape[1]
 
     @property
-    def rule(self)->PictureRule: # the same for training and for prediction
-        "The rule by which the task's pictures were read, and others have to be"
-        return PictureRule(self.size_px, self.fit, self.window)
-
-    @property
     def in_memory(self)->bool: # False where they stay in files, or were replaced by None
         "Whether the task holds its pictures"
         return self.__dict__.get('images') is not None
@@ -208,7 +234,7 @@ class Task:
 def check(self:Task):
     "Raise `ValueError` naming the rule that pictures, labels, class names or splits break"
     _check_pictures(self)
-    self.rule   # checks itself
+    PictureRule(self.size_px, self.fit, self.window)   # raises
     self.check_labels(len(self.images))
     kept = drop_twins(self.images, self.splits)
     twins = {split: len(self.splits[split]) - len(kept[split]) for split in SPLITS}
@@ -241,6 +267,7 @@ def check_labels(self:Task,
         raise ValueError(f'Task {self.name}: labels must be 0..{self.n_classes-1} (got '
                          f'{labels.min()}..{labels.max()})')
     for split, counts in self.counts().items():
+        if split == 'test' and not len(self.splits['test']): continue   # no other may be empty
         missing = counts.index[counts == 0].tolist()
         if missing:
             raise ValueError(f'Task {self.name}: split {split} has no picture of {missing[:5]} '
@@ -269,6 +296,11 @@ def picture(self:Task,
     "Give one picture, to be shown"
     return self.images[i]
 
+@patch(as_prop=True)
+def rule(self:Task)->PictureRule: # the same for training and for prediction
+    "The rule by which the task's pictures were read, and others have to be"
+    return PictureRule(self.size_px, self.fit, self.window)
+
 @patch
 def fingerprint(self:Task)->str: # 64 hexadecimal digits
     "Hash pictures, labels, classes and splits with sha256: the same for the same task anywhere"
@@ -277,7 +309,7 @@ def fingerprint(self:Task)->str: # 64 hexadecimal digits
 
 @patch
 def replaced(self:Task,
-    **changes, # `name`, `images`, `labels`, `vocab`, `splits` or `mirror`
+    **changes, # `name`, `images`, `labels`, `vocab`, `splits`, `mirror`, `fit` or `window`
 )->Task:       # another task; what is not named is shared with this one
     """Give the same task with some of its parts replaced; nothing is checked again
 
@@ -310,6 +342,37 @@ def digits(
     splits = split_per_class(labels, dict(test=500/1797, valid=297/1797), seed)
     vocab = [str(digit) for digit in range(10)]
     return Task('digits', images, labels, vocab, splits=drop_twins(images, splits))
+
+# %% ../nbs/00_tasks.ipynb #task-show
+@patch
+def show(self:Task,
+    split:str='train', # `train`, `valid` or `test`
+    n:int=3,           # pictures of each class
+    seed:int=0,        # of the draw
+    *,
+    n_classes:int=10,  # at most so many classes, the first
+)->np.ndarray:         # `(n,classes)` matplotlib axes
+    """Show some pictures of each class of a split, drawn at random
+
+    Raises `ValueError` for a split that is not there or is empty, or if nothing is asked for."""
+    if split not in self.splits:
+        raise ValueError(f'Task.show: split must be one of {", ".join(SPLITS)} (got {split!r})')
+    if min(n, n_classes) < 1:
+        raise ValueError(f'Task.show: n and n_classes must be at least 1 (got {n}, {n_classes})')
+    numbers = self.splits[split]
+    if not len(numbers): raise ValueError(f'Task.show: {split} of {self.name} has no pictures')
+    names = self.vocab[:n_classes]
+    numbers = numbers[torch.randperm(len(numbers), generator=torch.Generator().manual_seed(seed))]
+    size = 1.2 * max(len(names), 2), 1.15 * n + .7
+    figure, axes = plt.subplots(n, len(names), figsize=size, squeeze=False, layout='constrained')
+    for ax in axes.flat: ax.axis('off')
+    for column, name in enumerate(names):
+        own = numbers[self.labels[numbers] == column]
+        axes[0, column].set_title(f'{name}'[:16], fontsize=9)
+        for ax, i in zip(axes[:, column], own.tolist()): ax.imshow(self.picture(i))
+    classes = f'{len(names)} of {self.n_classes} classes'
+    figure.suptitle(f'{self.name}, {split}: {len(numbers):,} pictures, {classes}', fontsize=10)
+    return axes
 
 # %% ../nbs/00_tasks.ipynb #letter
 _FONTS = """DejaVuSans DejaVuSans-Bold DejaVuSans-BoldOblique DejaVuSans-Oblique

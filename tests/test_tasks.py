@@ -156,7 +156,7 @@ def test_number_too_small(call, part):
 
 @pytest.mark.parametrize('shares, words', [
     (dict(test=.5, valid=.5), ('train would be empty', 'the shares must sum to less than 1', '0.5')),
-    (dict(test=0, valid=.1), ('test would be empty', 'share must be above 0', 'got 0')),
+    (dict(test=-.1, valid=.1), ('test would be empty', 'share must be above 0', 'got -0.1')), (dict(test=.1, valid=0), ('valid would be empty', 'share must be above 0', 'got 0')),
     (dict(test=.2, valid=-.1), ('valid would be empty', 'share must be above 0', 'got -0.1'))])
 def test_shares_name_the_part_that_would_be_empty(shares, words):
     with saying(*words): split_per_class(torch.arange(40) % 2, shares)
