@@ -338,37 +338,6 @@ class Evaluation:
         df = scores_by_class(self.labels, self.probs, self.vocab)
         return df[df.pictures > 0].sort_values('accuracy', kind='stable')
 
-    def confusion(self)->pd.DataFrame: # classes with pictures × classes: numbers of pictures
-        "Count the pictures of each class that were taken for each class"
-        counts = confusion_matrix(self.labels, self.probs.argmax(1), labels=range(len(self.vocab)))
-        df = pd.DataFrame(counts, index=pd.Index(self.vocab, name='class'), columns=self.vocab)
-        return df[df.sum(axis=1) > 0]
-
-    def mistakes(self)->pd.DataFrame: # a row a mistake: picture, class, taken_for, probability
-        "List the wrong answers, the most confident first; a picture is a file, or a number as `#7`"
-        values, found = self.probs.max(1)
-        wrong = (found != self.labels).nonzero().flatten()
-        wrong = wrong[values[wrong].argsort(descending=True, stable=True)]
-        numbers = self.task.splits[self.facts['split']][wrong].tolist()
-        names = [_name_of(self.task, number) for number in numbers]
-        columns = dict(picture=names, class_=[self.vocab[i] for i in self.labels[wrong]],
-                       taken_for=[self.vocab[i] for i in found[wrong]],
-                       probability=values[wrong].numpy(), number=numbers)
-        return pd.DataFrame(columns).rename(columns=dict(class_='class'))
-
-    def calibration(self)->pd.DataFrame: # a row as it is, and one at the temperature
-        "Give the calibration error and the mean negative log-likelihood (in nats)"
-        rows = []
-        for temperature in filter(None, (1., self.temperature)):
-            probs = (self.logits / temperature).softmax(1)
-            rows.append((temperature, calibration_error(self.labels, probs),
-                         _log_loss(self.logits, self.labels, temperature)))
-        return pd.DataFrame(rows, columns=['temperature', 'ece', 'log_loss'])
-
-def _name_of(task, number):
-    "The file of a task's picture, or its number"
-    return str(task.files[number]) if isinstance(task, FileTask) else f'#{number}'
-
 # %% ../nbs/13_inference.ipynb #evaluate
 def _class_numbers(predictor, task):
     "The network's number of each class of a task, matched by name"
@@ -429,7 +398,14 @@ def evaluate(
                  rule=str(predictor.rule), task_says=_whether_trained_on(predictor, task))
     return Evaluation(facts, predictor.vocab, labels, logits, task=task, temperature=temperature)
 
-# %% ../nbs/13_inference.ipynb #plot-confusion-show-mistakes
+# %% ../nbs/13_inference.ipynb #confusion-plot-confusion
+@patch
+def confusion(self:Evaluation)->pd.DataFrame: # classes with pictures × classes: numbers of pictures
+    "Count the pictures of each class that were taken for each class"
+    counts = confusion_matrix(self.labels, self.probs.argmax(1), labels=range(len(self.vocab)))
+    df = pd.DataFrame(counts, index=pd.Index(self.vocab, name='class'), columns=self.vocab)
+    return df[df.sum(axis=1) > 0]
+
 @patch
 def plot_confusion(self:Evaluation,
     ax:Axes=None, # matplotlib axes; new if None
@@ -449,6 +425,24 @@ def plot_confusion(self:Evaluation,
            'pictures')
     return ax
 
+# %% ../nbs/13_inference.ipynb #mistakes-show-mistakes
+def _name_of(task, number):
+    "The file of a task's picture, or its number"
+    return str(task.files[number]) if isinstance(task, FileTask) else f'#{number}'
+
+@patch
+def mistakes(self:Evaluation)->pd.DataFrame: # picture, class, taken_for, probability, number
+    "List the wrong answers, the most confident first; a picture is a file, or a number as `#7`"
+    values, found = self.probs.max(1)
+    wrong = (found != self.labels).nonzero().flatten()
+    wrong = wrong[values[wrong].argsort(descending=True, stable=True)]
+    numbers = self.task.splits[self.facts['split']][wrong].tolist()
+    names = [_name_of(self.task, number) for number in numbers]
+    columns = dict(picture=names, class_=[self.vocab[i] for i in self.labels[wrong]],
+                   taken_for=[self.vocab[i] for i in found[wrong]],
+                   probability=values[wrong].numpy(), number=numbers)
+    return pd.DataFrame(columns).rename(columns=dict(class_='class'))
+
 @patch
 def show_mistakes(self:Evaluation,
     n:int=8, # pictures at most
@@ -465,7 +459,17 @@ def show_mistakes(self:Evaluation,
         ax.axis('off')
     return axs
 
-# %% ../nbs/13_inference.ipynb #plot-calibration
+# %% ../nbs/13_inference.ipynb #calibration-plot-calibration
+@patch
+def calibration(self:Evaluation)->pd.DataFrame: # a row as it is, and one at the temperature
+    "Give the calibration error and the mean negative log-likelihood (in nats)"
+    rows = []
+    for temperature in filter(None, (1., self.temperature)):
+        probs = (self.logits / temperature).softmax(1)
+        rows.append((temperature, calibration_error(self.labels, probs),
+                     _log_loss(self.logits, self.labels, temperature)))
+    return pd.DataFrame(rows, columns=['temperature', 'ece', 'log_loss'])
+
 @patch
 def plot_calibration(self:Evaluation,
     ax:Axes=None, # matplotlib axes; new if None
