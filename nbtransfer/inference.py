@@ -85,10 +85,12 @@ def _is_lacking(card, name):
     "Whether a card does not say it; a normalisation may be None, of pictures that have none"
     return name not in card or (card[name] is None and name != 'mean')
 
-def _label_of(weights):
-    "A few words that name a network"
-    if not isinstance(weights, (str, Path)): return f'this {type(weights).__name__}'
-    return Path(weights).name if os.path.exists(weights) else str(weights)
+def _label_of(weights, network):
+    "A few words that name a network: its file, its name, or its architecture"
+    if isinstance(weights, (str, Path)):
+        return Path(weights).name if os.path.exists(weights) else str(weights)
+    arch = getattr(unwrapped(network), 'arch', None)
+    return arch['name'] if arch else type(network).__name__
 
 class Predictor:
     "A network that reads pictures by the rule on its card, and gives probabilities by name"
@@ -99,11 +101,11 @@ class Predictor:
         network, card = _network_and_card(weights)
         lacking = [words for name, words in _NEEDED.items() if _is_lacking(card, name)]
         if lacking:
-            raise ValueError(f'Predictor: {_label_of(weights)} comes without {", ".join(lacking)}: '
-                             'fine-tune it on your classes and save it with save_weights, or set '
-                             '`card` of the network')
+            raise ValueError(f'Predictor: {_label_of(weights, network)} comes without '
+                             f'{", ".join(lacking)}: fine-tune it on your classes and save it '
+                             'with save_weights, or set `card` of the network')
         self.card = card
-        self.label = _label_of(weights)
+        self.label = _label_of(weights, network)
         self.task = weights.dls.task if isinstance(weights, Learner) else None
         self.vocab = [str(name) for name in card['vocab']]
         self.rule = PictureRule(card['size_px'], card.get('fit') or 'crop', card.get('window'))
@@ -357,14 +359,21 @@ def _logits_of(predictor, task, split, bs):
         batches.append(predictor.logits(pixels))
     return torch.cat(batches)
 
+def _trained_on(predictor):
+    "Name of the task that a network was trained on, if that is known"
+    if predictor.task is not None: return predictor.task.name
+    return (predictor.card.get('recipe') or {}).get('task')
+
 def _whether_trained_on(predictor, task):
     "A sentence on whether a task is the one that the network was trained on"
     own = predictor.task
     kept = predictor.card.get('task_sha256') if own is None else own.fingerprint()
     if kept is None: return 'The card does not say on which pictures the network was trained.'
     if kept == task.fingerprint(): return 'This is the task that the network was trained on.'
-    return ('This is not the task that the network was trained on: if they share pictures, some '
-            'of these may have been trained on.')
+    name = _trained_on(predictor)
+    trained = f'another task, {name}' if name not in (None, task.name) else 'other pictures or splits'
+    return (f'The network was trained on {trained}: make sure that none of these pictures were '
+            'among them.')
 
 def evaluate(
     weights:object,   # whatever `Predictor` takes, or a `Predictor`
@@ -392,8 +401,7 @@ def evaluate(
     if split != 'valid' and len(task.splits['valid']):
         of_valid = _logits_of(predictor, task, 'valid', bs)
         temperature = fit_temperature(of_valid, numbers[task.labels[task.splits['valid']]])
-    recipe = predictor.card.get('recipe') or {}
-    facts = dict(network=predictor.label, trained_on=recipe.get('task'), task=task.name,
+    facts = dict(network=predictor.label, trained_on=_trained_on(predictor), task=task.name,
                  split=split, pictures=len(labels), classes=len(predictor.vocab),
                  rule=str(predictor.rule), task_says=_whether_trained_on(predictor, task))
     return Evaluation(facts, predictor.vocab, labels, logits, task=task, temperature=temperature)
@@ -457,6 +465,7 @@ def show_mistakes(self:Evaluation,
                  f'{os.path.basename(printable(row["picture"]))}')
         ax.set_title(title.replace('$', r'\$'), fontsize=8)
         ax.axis('off')
+    axs[0].figure.set_layout_engine('constrained')
     return axs
 
 # %% ../nbs/13_inference.ipynb #calibration-plot-calibration
@@ -488,7 +497,7 @@ def plot_calibration(self:Evaluation,
     ax.legend()
     return ax
 
-# %% ../nbs/13_inference.ipynb #report
+# %% ../nbs/13_inference.ipynb #summary
 @patch
 def summary(self:Evaluation)->list: # of sentences
     "Say in words what was found"
@@ -510,6 +519,18 @@ def summary(self:Evaluation)->list: # of sentences
     return [*said, self.facts['task_says']]
 
 @patch
+def __repr__(self:Evaluation):
+    parts = [self.title, *self.summary(), self.scores().round(1).to_string()]
+    if len(self.vocab) <= 20: parts.append(self.by_class().round(1).to_string())
+    return '\n'.join(parts)
+
+@patch
+def _repr_html_(self:Evaluation):
+    title = html.escape(self.title)
+    return f'<p>{title}</p>{as_html(self.summary())}{as_html(self.scores())}'
+
+# %% ../nbs/13_inference.ipynb #report
+@patch
 def _page(self:Evaluation):
     "Parts of the report, a heading each"
     yield 'In words', as_html(self.summary())
@@ -530,7 +551,8 @@ def _page(self:Evaluation):
         as_html(self.calibration(), decimals=3) +
         as_html(self.plot_calibration(), 'Accuracy against confidence, in 15 bins') +
         as_html(about))
-    yield 'What was evaluated', as_html([f'{name}: {fact}' for name, fact in self.facts.items()])
+    facts = [f'{name}: {fact}' for name, fact in self.facts.items() if name != 'task_says']
+    yield 'What was evaluated', as_html(facts)
 
 @patch
 def report(self:Evaluation,
@@ -539,17 +561,6 @@ def report(self:Evaluation,
     "Write all of it as one HTML page that needs no network"
     with write_whole(path) as file: file.write(html_page(self.title, self._page()).encode())
     return Path(path)
-
-@patch
-def __repr__(self:Evaluation):
-    parts = [self.title, *self.summary(), self.scores().round(1).to_string()]
-    if len(self.vocab) <= 20: parts.append(self.by_class().round(1).to_string())
-    return '\n'.join(parts)
-
-@patch
-def _repr_html_(self:Evaluation):
-    title = html.escape(self.title)
-    return f'<p>{title}</p>{as_html(self.summary())}{as_html(self.scores())}'
 
 # %% ../nbs/13_inference.ipynb #check-export
 _ENDINGS = dict(onnx='.onnx', torchscript='.pt')
