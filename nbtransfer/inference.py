@@ -340,6 +340,23 @@ class Evaluation:
         df = scores_by_class(self.labels, self.probs, self.vocab)
         return df[df.pictures > 0].sort_values('accuracy', kind='stable')
 
+
+def _trained_on(predictor):
+    "Name of the task that a network was trained on, if that is known"
+    if predictor.task is not None: return predictor.task.name
+    return (predictor.card.get('recipe') or {}).get('task')
+
+def _whether_trained_on(predictor, task):
+    "A sentence on whether a task is the one that the network was trained on"
+    own = predictor.task
+    kept = predictor.card.get('task_sha256') if own is None else own.fingerprint()
+    if kept is None: return 'The card does not say on which pictures the network was trained.'
+    if kept == task.fingerprint(): return 'This is the task that the network was trained on.'
+    name = _trained_on(predictor)
+    trained = f'another task, {name}' if name not in (None, task.name) else 'other pictures or splits'
+    return (f'The network was trained on {trained}: make sure that none of these pictures were '
+            'among them.')
+
 # %% ../nbs/13_inference.ipynb #evaluate
 def _class_numbers(predictor, task):
     "The network's number of each class of a task, matched by name"
@@ -358,22 +375,6 @@ def _logits_of(predictor, task, split, bs):
         pixels = torch.stack([task.picture(number) for number in numbers.tolist()])
         batches.append(predictor.logits(pixels))
     return torch.cat(batches)
-
-def _trained_on(predictor):
-    "Name of the task that a network was trained on, if that is known"
-    if predictor.task is not None: return predictor.task.name
-    return (predictor.card.get('recipe') or {}).get('task')
-
-def _whether_trained_on(predictor, task):
-    "A sentence on whether a task is the one that the network was trained on"
-    own = predictor.task
-    kept = predictor.card.get('task_sha256') if own is None else own.fingerprint()
-    if kept is None: return 'The card does not say on which pictures the network was trained.'
-    if kept == task.fingerprint(): return 'This is the task that the network was trained on.'
-    name = _trained_on(predictor)
-    trained = f'another task, {name}' if name not in (None, task.name) else 'other pictures or splits'
-    return (f'The network was trained on {trained}: make sure that none of these pictures were '
-            'among them.')
 
 def evaluate(
     weights:object,   # whatever `Predictor` takes, or a `Predictor`
