@@ -41,7 +41,7 @@ setup(
     ],
     python_requires=f">={cfg['min_python']}",
     install_requires=lines('requirements'),
-    extras_require={'dev': lines('dev_requirements'), 'playground': lines('playground_requirements')},
+    extras_require={extra: lines(f'{extra}_requirements') for extra in ('dev', 'export', 'imagenet', 'playground')},
     entry_points={'console_scripts': lines('console_scripts'), 'nbdev': [f'{name}={name}._modidx:d']},
     packages=[name, f'{name}.notebooks'],
     package_dir={f'{name}.notebooks': 'nbs'},

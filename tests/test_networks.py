@@ -1,9 +1,10 @@
 "Networks: names that nothing has, parts that are shared, and what a count leaves behind"
-import pytest, torch
+import json
+import pytest, timm, torch, torchvision
 from torch import nn
 from helpers import saying
-from nbtransfer.networks import (body_and_head, count_flops, create_network, evaluating, flops_by_layer, picture_shape, resnet9,
-    stages, tensors_of)
+from nbtransfer.networks import (body_and_head, count_flops, create_network, evaluating, flops_by_layer, known_input, picture_shape,
+    resnet9, stages, tensors_of)
 
 @pytest.mark.parametrize('call, parts', [
     (lambda: create_network('resnet99', 10), ("'resnet99'", 'resnet9')),
@@ -76,3 +77,26 @@ def test_tensors_by_numbers_and_words():
     ('timm/vit_tiny_patch16_224', dict(img_size=(32, 64), patch_size=8), (3, 32, 64))])
 def test_pictures_a_network_was_made_for(arch, kwargs, shape):
     assert picture_shape(create_network(arch, 2, **kwargs)) == shape
+
+@pytest.mark.parametrize('arch', [f'timm/{name}' for name in timm.list_models()[::40]]
+    + [f'torchvision/{name}' for name in torchvision.models.list_models(module=torchvision.models)[::5]])
+def test_pictures_that_a_library_knows_of(arch):
+    "Looked up as the libraries themselves look it up"
+    known = known_input(arch)
+    library, name = arch.split('/')
+    if library == 'timm':
+        cfg = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
+        expected = cfg['mean'], cfg['std'], cfg['input_size'][-1]
+    else:
+        shown = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+        expected = shown.mean, shown.std, shown.crop_size[0]
+    assert (tuple(known['mean']), tuple(known['std']), known['size_px']) == tuple(tuple(o) if isinstance(o, (list, tuple)) else o for o in expected)
+    assert library in known['where'] and json.dumps(known)
+
+@pytest.mark.parametrize('arch', ['resnet9', 'article_cnn', 'resnet99', 'timm/resnet9', 'torchvision/test_vit', 'ann/resnet18', '', 'resnet9-letters'])
+def test_pictures_that_no_library_knows_of(arch): assert known_input(arch) is None
+
+@pytest.mark.parametrize('name, value', [('norm_layer', torch.nn.BatchNorm2d), ('act_layer', torch.nn.ReLU), ('drop', lambda: 1)])
+def test_argument_that_no_card_can_hold_is_refused_before_training(name, value):
+    with saying('check_facts', f'`{name}`', error=TypeError): create_network('resnet9', 3, **{name: value})
+    with saying('check_facts', f'`{name}`', error=TypeError): create_network('timm/test_resnet', 3, **{name: value})

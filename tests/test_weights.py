@@ -3,6 +3,7 @@ import json, math, os, pickle, re, signal
 from functools import lru_cache
 from itertools import product
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from fastai.data.core import DataLoaders
@@ -12,9 +13,10 @@ from safetensors.torch import save
 from torch import nn
 from helpers import saying, some
 from nbtransfer.files import digest, seal
+from nbtransfer.finetuning import fine_tune, transfer_learner
 from nbtransfer.folders import DataMissing
-from nbtransfer.networks import article_cnn, resnet9
-from nbtransfer.pretraining import task_learner
+from nbtransfer.networks import article_cnn, create_network, resnet9
+from nbtransfer.pretraining import Quiet, task_learner
 from nbtransfer.sources import from_hub, read_source
 from nbtransfer.tasks import Task, digits, split_per_class
 from nbtransfer.transfer import transfer_weights
@@ -81,6 +83,47 @@ def test_half_precision_rounds_the_floats_once(tmp_path_factory, network, seed):
     loaded = load_weights(save_weights(learn, tmp_path_factory.mktemp('saved')/'w.safetensors', half=True))
     expected = {n: t.half().float() if t.is_floating_point() else t for n, t in network.state_dict().items()}
     assert state_bits(loaded) == bits(expected)
+
+# What is published is the user's
+
+@pytest.fixture
+def tuned(tmp_path):
+    "A learner tuned from a file of ours, in a folder of somebody"
+    source = save_weights(task_learner(digits().subset(2), resnet9(10, width=2)), tmp_path/'ann'/'source.safetensors', licence='Apache-2.0')
+    learn = transfer_learner(digits().subset(3, seed=1).replaced(name='my digits'), source, cbs=[Quiet()])
+    return fine_tune(learn, 1)
+
+def test_card_after_fine_tuning(tuned, tmp_path):
+    path = save_weights(tuned, tmp_path/'a.safetensors', out=tmp_path, command=f'nbtransfer finetune --out {tmp_path}/ann')
+    card = read_source(path).card
+    assert card['recipe']['task'] == 'my digits' and card['task_sha256'] == tuned.dls.task.fingerprint()
+    assert card['licence'] is None
+    assert card['command'] == 'nbtransfer finetune --out ann' and str(tmp_path) not in json.dumps(card)
+
+def test_card_of_a_learner_that_fastai_trained(learn, tmp_path):
+    card = read_source(save_weights(learn, tmp_path/'a.safetensors')).card
+    assert card['recipe'] == dict(task=learn.dls.task.name)
+
+@pytest.mark.parametrize('names', [[3, 7], ['ant', 'bee']], ids=['numbers', 'words'])
+def test_classes_from_numpy(names, tmp_path):
+    "Also for those who read labels with np.unique"
+    vocab, labels = np.unique(np.repeat(names, 6), return_inverse=True)
+    images = torch.randint(256, (12, 32, 32, 3), dtype=torch.uint8)
+    task = Task('two', images, torch.from_numpy(labels), vocab, splits=split_per_class(torch.from_numpy(labels), dict(test=.2, valid=.2), 0))
+    learn = task_learner(task, resnet9(2, width=2), cbs=[Quiet()])
+    learn.fit(1)
+    assert read_source(save_weights(learn, tmp_path/'a.safetensors')).card['vocab'] == names
+
+def test_scalars_of_numpy_and_torch(tmp_path):
+    learn = task_learner(digits().subset(2), create_network('resnet9', np.int64(10), width=np.int32(2)))
+    facts = dict(metrics=dict(valid_accuracy=torch.tensor(.5)), seed=np.int64(3), made=np.datetime64('2026-12-01'))
+    card = load_weights(save_weights(learn, tmp_path/'a.safetensors', **facts)).card
+    assert card['arch']['kwargs'] == dict(n_classes=10, width=2, n_in=3)
+    assert (card['metrics'], card['seed'], card['made']) == (dict(valid_accuracy=.5), 3, '2026-12-01')
+
+def test_fact_that_no_card_can_hold_writes_nothing(learn, tmp_path):
+    with saying('check_facts: `opt`', 'the class SGD', error=TypeError): save_weights(learn, tmp_path/'a.safetensors', opt=torch.optim.SGD)
+    assert not list(tmp_path.iterdir())
 
 # Cards
 
@@ -262,11 +305,11 @@ def test_page_has_licence_and_card(hub, pushed, hub_files):
     shown = json.loads(re.search(r'```json\n(.*?)\n```', page, re.S)[1])
     assert shown == load_weights(hub_files[0][0]).card
 
-def test_page_without_licence_says_other(hub, logged_in, tmp_path):
+def test_page_without_licence_names_none(hub, logged_in, tmp_path):
     learn = task_learner(digits(), resnet9(10, width=2))
     push_to_hub(save_weights(learn, tmp_path/'a.safetensors'), 'me/digits')
     page = hub.repos['me/digits']['commits'][-1]['README.md'].decode()
-    assert huggingface_hub.ModelCard(page).data.license == 'other'
+    assert huggingface_hub.ModelCard(page).data.license is None and 'license:' not in page
 
 @pytest.mark.parametrize('repo_id', ['me/digits', 'digits'])
 def test_line_of_the_page_loads_it(repo_id, hub, logged_in, hub_files):
