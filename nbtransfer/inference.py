@@ -353,7 +353,8 @@ def _whether_trained_on(predictor, task):
     if kept is None: return 'The card does not say on which pictures the network was trained.'
     if kept == task.fingerprint(): return 'This is the task that the network was trained on.'
     name = _trained_on(predictor)
-    trained = f'another task, {name}' if name not in (None, task.name) else 'other pictures or splits'
+    is_other = name not in (None, task.name)
+    trained = f'another task, {name}' if is_other else 'other pictures or splits'
     return (f'The network was trained on {trained}: make sure that none of these pictures were '
             'among them.')
 
