@@ -331,8 +331,8 @@ class Evaluation:
         values = classification_scores(self.labels, self.probs, self.vocab)
         df = pd.DataFrame(dict(value=values, low=np.nan, high=np.nan)).rename_axis('score')
         n_right = int((self.probs.argmax(1) == self.labels).sum())
-        df.loc['accuracy', ['low', 'high']] = wilson_interval(n_right, len(self.labels))
-        df[['low', 'high']] *= 100
+        ends = wilson_interval(n_right, len(self.labels))
+        df.loc['accuracy', ['low', 'high']] = [100 * end for end in ends]
         return df
 
     def by_class(self)->pd.DataFrame: # a row a class with pictures: percent, interval of `accuracy`
@@ -353,10 +353,8 @@ def _whether_trained_on(predictor, task):
     if kept is None: return 'The card does not say on which pictures the network was trained.'
     if kept == task.fingerprint(): return 'This is the task that the network was trained on.'
     name = _trained_on(predictor)
-    is_other = name not in (None, task.name)
-    trained = f'another task, {name}' if is_other else 'other pictures or splits'
-    return (f'The network was trained on {trained}: make sure that none of these pictures were '
-            'among them.')
+    other = 'other pictures or splits' if name in (None, task.name) else f'another task, {name}'
+    return f'The network was trained on {other}: make sure that it has not seen these pictures.'
 
 # %% ../nbs/13_inference.ipynb #evaluate
 def _class_numbers(predictor, task):
