@@ -6,11 +6,12 @@ Docs: https://nbtransfer.github.io/nbtransfer/pretraining.html.md"""
 
 # %% auto #0
 __all__ = ['mean_cross_entropy', 'Compute', 'compute_settings', 'Autocast', 'measure_compute', 'Layout', 'Curves', 'group_names',
-           'StopOnNaN', 'Record', 'record_of', 'task_learner', 'default_lr', 'pretrain', 'plot_curves', 'Quiet',
-           'SkipValid', 'Checkpoint', 'EarlyStop']
+           'StopOnNaN', 'Record', 'record_of', 'weigh_classes', 'task_learner', 'default_lr', 'pretrain', 'plot_curves',
+           'Quiet', 'SkipValid', 'Checkpoint', 'EarlyStop']
 
 # %% ../nbs/05_pretraining.ipynb #imports
 import ctypes, itertools, json, os, time
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -34,13 +35,15 @@ from fastai.torch_core import to_device
 from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from .files import digest, seal, write_whole
 from .loaders import TaskSplit
 from .networks import count_params, create_network, evaluating
-from .networks import layer_groups, stages
+from .networks import layer_groups, picture_shape, stages
 from .tasks import Task
 
 # %% ../nbs/05_pretraining.ipynb #mean-cross-entropy
@@ -119,12 +122,13 @@ def compute_settings(
     return Compute(device, channels_last, precision, fused)
 
 # %% ../nbs/05_pretraining.ipynb #autocast
-def _rounded(forward, precision, x):
-    "`forward(x)` computed in `precision`, as float32"
+def _rounded(model, forward, precision, x):
+    "`forward(x)`, while `model` trains computed in `precision`, as float32"
+    if not model.training: return forward(x)
     with torch.autocast(x.device.type, precision): return forward(x).float()
 
-def _check_rounded(precision, layer, args, out):
-    if out.dtype == precision: return
+def _check_rounded(model, precision, layer, args, out):
+    if out.dtype == precision or not model.training: return
     raise RuntimeError(f'Autocast: {precision} was asked for, and {type(layer).__name__} gives '
                        f'{out.dtype}: the network sets its precision itself; pass '
                        'compute=compute_settings(precision=torch.float32)')
@@ -138,7 +142,7 @@ def _release(model):
     if own is not None: model.forward = own
 
 class Autocast(Callback):
-    "Compute the network in another precision, and make sure that it is; the loss stays float32"
+    "Train the network in another precision, and make sure of it; all else stays float32"
     def __init__(self,
         precision:torch.dtype, # such as `torch.bfloat16`
     ):
@@ -151,14 +155,15 @@ class Autocast(Callback):
                                f'{self.precision} and that of `to_fp16` or `to_bf16`): pass '
                                'compute=compute_settings(precision=torch.float32)')
         _release(self.model)
-        own = self.model.__dict__.get('forward')
-        self.model.forward = partial(_rounded, self.model.forward, self.precision)
-        inside = itertools.islice(self.model.modules(), 1, None)   # its own output is float32
+        model = self.model
+        own = model.__dict__.get('forward')
+        model.forward = partial(_rounded, model, model.forward, self.precision)
+        inside = itertools.islice(model.modules(), 1, None)   # its own output is float32
         layers = [module for module in inside if isinstance(module, (nn.Linear, _ConvNd))]
-        check = partial(_check_rounded, self.precision)
+        check = partial(_check_rounded, model, self.precision)
         checks = [layer.register_forward_hook(check) for layer in layers[:1]]
         # on the network: after an interrupted fit, the learner that takes it next must find it
-        self.model.unrounded = own, checks
+        model.unrounded = own, checks
 
     def after_fit(self): _release(self.model)
 
@@ -334,6 +339,8 @@ class Record:
     "What a learner of ours says of itself: how it computes, and how it came to be"
     compute: Compute = None   # how its device lays out, rounds and updates numbers
     seed: int = None          # of the order of its batches and their augmentation
+    normalization: str = None # in words, whose mean and deviation pictures are normalised with
+    class_weights: list = None# of each class in the loss; None: all pictures count alike
     recipe: dict = None       # how it was trained, fit for JSON; None before that
     receipt: object = None    # `TransferReceipt` of what was carried into it; None if nothing was
     plan: pd.DataFrame = None # phases of `fine_tune`, as of `plan_phases`; None before that
@@ -344,6 +351,64 @@ def record_of(
     "Give what a learner says of itself, as `learn.record`"
     if 'record' not in vars(learn): learn.record = Record()
     return learn.record
+
+# %% ../nbs/05_pretraining.ipynb #weigh-classes
+def weigh_classes(
+    task:Task,           # with its training split
+    class_weights:object,# 'balanced', one number above 0 a class in the vocabulary's order, or None
+)->list:                 # of each class a float; None for None
+    """Write out what each class weighs in the loss
+
+    Raises `ValueError` for anything else, or 'balanced' where a class has no training picture."""
+    if class_weights is None: return None
+    if isinstance(class_weights, str) and class_weights == 'balanced':
+        labels = task.labels[task.splits['train']].numpy()
+        absent = set(range(task.n_classes)) - set(labels.tolist())
+        if absent:
+            names = [task.vocab[i] for i in sorted(absent)]
+            raise ValueError("weigh_classes: for 'balanced', every class must have a training "
+                             f'picture; there are none of {names}: pass one number a class')
+        return compute_class_weight('balanced', classes=np.arange(task.n_classes),
+                                    y=labels).tolist()
+    try: weights = [float(weight) for weight in class_weights]
+    except (TypeError, ValueError): weights = []
+    if len(weights) == task.n_classes and all(0 < weight < np.inf for weight in weights):
+        return weights
+    raise ValueError("weigh_classes: class_weights must be None, 'balanced', or "
+                     f'{task.n_classes} finite numbers above 0, one a class '
+                     f'(got {class_weights!r})')
+
+# %% ../nbs/05_pretraining.ipynb #check-size
+@contextmanager
+def _training_for_a_while(model):
+    "All parts of a network in training mode, and back in their own, with the generators' state"
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad(): yield
+    finally:
+        for module, is_training in modes: module.training = is_training
+
+def _fault_of_size(model, size_px, n, device):
+    "What PyTorch says if `n` pictures cannot go through the network; None if they can"
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    copies = {name: tensor.detach().to(device, copy=True) for name, tensor in tensors.items()}
+    try: functional_call(model, copies, torch.zeros(n, 3, size_px, size_px, device=device))
+    except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error: return error
+    return None
+
+def _check_size(model, size_px, n):
+    "Raise `ValueError` if a network cannot train on batches of `n` pictures of a size"
+    with _training_for_a_while(model):
+        if not _fault_of_size(model, size_px, n, 'meta'): return
+        device = next(model.parameters()).device   # some networks cannot go without numbers
+        fault = _fault_of_size(model, size_px, min(n, 2), device)
+        if not fault: return
+        sizes = [*range(size_px + 1, 65), picture_shape(model)[-1]]
+        taken = [size for size in sizes if not _fault_of_size(model, size, n, 'meta')][:1]
+    advice = f': it takes {taken[0]} px: make the task with size_px={taken[0]}' if taken else ''
+    raise ValueError(f'task_learner: the network was given {n} pictures of {size_px} px, which it '
+                     f'cannot take ({str(fault).splitlines()[0]}){advice}')
 
 # %% ../nbs/05_pretraining.ipynb #task-learner
 def task_learner(
@@ -358,9 +423,13 @@ def task_learner(
     cbs:list=None,     # fastai callbacks
     compute:Compute=None, # the choice of `compute_settings` if None
     smoothing:float=0., # of the labels in the loss, in [0, 1); mean cross-entropy if 0
+    class_weights:object=None, # as for `weigh_classes`; all classes alike if None
     **kwargs,          # of fastai's `Learner`
 )->Learner:            # not yet trained; `dls` holds train, valid and test
-    "Make a `Learner` for `task`; raises `ValueError` if the head has another number of classes"
+    """Make a `Learner` for `task`
+
+    Raises `ValueError` if the head has another number of classes, for pictures of a size that the
+    network cannot take, and for bad `class_weights`."""
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if linears and linears[-1].out_features != task.n_classes:
         raise ValueError(f'task_learner: the network must have a head with {task.n_classes} '
@@ -368,14 +437,19 @@ def task_learner(
                          f'n_classes={task.n_classes}')
     if compute is None: compute = compute_settings()
     dls = task.dls(bs, augment, stats, seed=seed, device=compute.device)
+    _check_size(model, task.size_px, dls.train.bs)
+    weights = weigh_classes(task, class_weights)
+    in_loss = weights and torch.tensor(weights, device=compute.device)
+    loss_func = CrossEntropyLossFlat(label_smoothing=smoothing, weight=in_loss)
     model.to(memory_format=compute.layout)
     _release(model)   # of what an interrupted fit left
     ours = [Curves(), StopOnNaN(), Layout(compute.layout), _GiveBack(), *compute.rounding()]
-    learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(label_smoothing=smoothing),
+    learn = Learner(dls, model, loss_func=loss_func,
                     opt_func=partial(OptimWrapper, opt=torch.optim.AdamW, fused=compute.fused),
                     splitter=layer_groups, metrics=accuracy, wd=wd, cbs=[*ours, *(cbs or [])],
                     **kwargs)
-    learn.record = Record(compute=compute, seed=seed)
+    whose = "the task's own" if stats is None else 'as asked for with stats='
+    learn.record = Record(compute=compute, seed=seed, normalization=whose, class_weights=weights)
     return learn
 
 # %% ../nbs/05_pretraining.ipynb #default-lr
@@ -400,6 +474,7 @@ def pretrain(
     cbs:list=None,      # fastai callbacks
     compute:Compute=None, # the choice of `compute_settings` if None
     smoothing:float=0., # of the labels, in [0, 1)
+    class_weights:object=None, # as for `weigh_classes`; all classes alike if None
     **arch_kwargs,      # of the architecture, such as `width`
 )->Learner:             # trained; `learn.record.recipe` says how
     "Train a new network on a task; raises `ValueError` for a bad network name or number of epochs"
@@ -407,12 +482,13 @@ def pretrain(
     set_seed(seed)
     model = create_network(arch, task.n_classes, **arch_kwargs)
     learn = task_learner(task, model, bs, augment, seed=seed, wd=wd, cbs=cbs, compute=compute,
-                         smoothing=smoothing)
+                         smoothing=smoothing, class_weights=class_weights)
     if not lr_max: lr_max = default_lr(model)
     tfms = [tfm.name for tfm in learn.dls.train.after_batch.fs if tfm.split_idx == 0]
     precision = learn.record.compute.precision_name
     learn.record.recipe = dict(task=task.name, n_epochs=n_epochs, lr_max=lr_max, bs=bs, wd=wd,
-                               seed=seed, augment=tfms, smoothing=smoothing, precision=precision)
+                               seed=seed, augment=tfms, smoothing=smoothing, precision=precision,
+                               class_weights=learn.record.class_weights)
     learn.fit_one_cycle(n_epochs, lr_max)
     return learn
 
@@ -690,9 +766,10 @@ def _run_facts(learn):
     "What has to be the same in the run that goes on"
     data = learn.dls.train_ds
     pictures = data.fingerprint() if isinstance(data, TaskSplit) else len(data)
+    record = record_of(learn)
     return dict(epochs=learn.n_epoch, batches=len(learn.dls.train),
-                parameters=count_params(learn.model), recipe=json.dumps(record_of(learn).recipe),
-                pictures=pictures)
+                parameters=count_params(learn.model), recipe=json.dumps(record.recipe),
+                pictures=pictures, class_weights=record.class_weights)
 
 @patch
 def _begin(self:Checkpoint):
@@ -706,9 +783,9 @@ def _check(self:Checkpoint):
     "Raise `ValueError` if another run was begun than the one that was cut off"
     written = self.found['runs'][len(self.runs)]
     for what, now in self.facts.items():
-        if written[what] != now:
+        if written.get(what) != now:   # a file of an older version lacks some
             raise ValueError(f'Checkpoint: {self.file} holds another run, with {what} '
-                             f'{written[what]}; got {now}: run the same code again, or pass '
+                             f'{written.get(what)}; got {now}: run the same code again, or pass '
                              'another path')
 
 @patch
