@@ -35,7 +35,6 @@ from .comparison import as_html, classification_scores, html_page
 from .comparison import scores_by_class, wilson_interval
 from .files import PictureRule, Reading, describe_kinds, is_picture_file, printable
 from .files import read_picture, read_pictures, write_whole
-from .folders import FileTask
 from .loaders import inference_card
 from .networks import evaluating, unwrapped
 from .pretraining import record_of
@@ -434,10 +433,6 @@ def plot_confusion(self:Evaluation,
     return ax
 
 # %% ../nbs/13_inference.ipynb #mistakes-show-mistakes
-def _name_of(task, number):
-    "The file of a task's picture, or its number"
-    return str(task.files[number]) if isinstance(task, FileTask) else f'#{number}'
-
 @patch
 def mistakes(self:Evaluation)->pd.DataFrame: # picture, class, taken_for, probability, number
     "List the wrong answers, the most confident first; a picture is a file, or a number as `#7`"
@@ -445,7 +440,7 @@ def mistakes(self:Evaluation)->pd.DataFrame: # picture, class, taken_for, probab
     wrong = (found != self.labels).nonzero().flatten()
     wrong = wrong[values[wrong].argsort(descending=True, stable=True)]
     numbers = self.task.splits[self.facts['split']][wrong].tolist()
-    names = [_name_of(self.task, number) for number in numbers]
+    names = [self.task.picture_name(number) for number in numbers]
     columns = dict(picture=names, class_=[self.vocab[i] for i in self.labels[wrong]],
                    taken_for=[self.vocab[i] for i in found[wrong]],
                    probability=values[wrong].numpy(), number=numbers)

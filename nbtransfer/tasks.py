@@ -296,6 +296,14 @@ def picture(self:Task,
     "Give one picture, to be shown"
     return self.images[i]
 
+@patch
+def picture_name(self:Task,
+    i:int, # number of a picture
+)->str:    # its file, where the task comes of files; else its number, such as `#7`
+    "Name one picture, so that it can be found again"
+    files = self.__dict__.get('files')
+    return str(files[i]) if files else f'#{i}'
+
 @patch(as_prop=True)
 def rule(self:Task)->PictureRule: # the same for training and for prediction
     "The rule by which the task's pictures were read, and others have to be"
@@ -347,11 +355,11 @@ def digits(
 @patch
 def show(self:Task,
     split:str='train', # `train`, `valid` or `test`
-    n:int=3,           # pictures of each class
+    n:int=3,           # at most so many pictures of each class
     seed:int=0,        # of the draw
     *,
     n_classes:int=10,  # at most so many classes, the first
-)->np.ndarray:         # `(n,classes)` matplotlib axes
+)->np.ndarray:         # matplotlib axes, a column a class
     """Show some pictures of each class of a split, drawn at random
 
     Raises `ValueError` for a split that is not there or is empty, or if nothing is asked for."""
@@ -362,6 +370,7 @@ def show(self:Task,
     numbers = self.splits[split]
     if not len(numbers): raise ValueError(f'Task.show: {split} of {self.name} has no pictures')
     names = self.vocab[:n_classes]
+    n = min(n, int(self.counts()[split].max()))
     numbers = numbers[torch.randperm(len(numbers), generator=torch.Generator().manual_seed(seed))]
     size = 1.2 * max(len(names), 2), 1.15 * n + .7
     figure, axes = plt.subplots(n, len(names), figsize=size, squeeze=False, layout='constrained')
@@ -369,7 +378,7 @@ def show(self:Task,
     for column, name in enumerate(names):
         own = numbers[self.labels[numbers] == column]
         axes[0, column].set_title(f'{name}'[:16], fontsize=9)
-        for ax, i in zip(axes[:, column], own.tolist()): ax.imshow(self.picture(i))
+        for ax, i in zip(axes[:, column], own.tolist()): ax.imshow(self.picture(i).numpy())
     classes = f'{len(names)} of {self.n_classes} classes'
     figure.suptitle(f'{self.name}, {split}: {len(numbers):,} pictures, {classes}', fontsize=10)
     return axes

@@ -12,6 +12,7 @@ from helpers import saying, some
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, roc_auc_score
 from torch import nn
+from nbtransfer.folders import image_folder
 from nbtransfer.inference import (Evaluation, PictureNetwork, Predictor, calibration_error, evaluate, export_network, fit_temperature,
     found_pictures, predict, reliability)
 from nbtransfer.networks import create_network
@@ -304,6 +305,18 @@ def test_report_of_many_classes_and_odd_names(tmp_path):
     learn = task_learner(task, made_network(30), 16, cbs=[Quiet()])
     page = evaluate(learn, task).report(tmp_path/'new'/'report.html').read_text()
     assert '<b>' not in page and '$class_3^&lt;b&gt;' in page and page.count('<img') == 3
+
+@pytest.mark.parametrize('in_memory', [False, True])
+def test_mistakes_name_their_files(in_memory, tmp_path, weights):
+    rng = np.random.default_rng(0)
+    for i in range(30):
+        file = tmp_path/'photos'/NAMES[i % 3]/f'{i}.png'
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)).save(file)
+    task = image_folder(tmp_path/'photos', SIZE, in_memory=in_memory, cache=tmp_path/'cache')
+    mistakes = evaluate(weights, task).mistakes()
+    assert len(mistakes) and all(Path(o).is_file() for o in mistakes.picture)
+    assert [Path(o).parent.name for o in mistakes.picture] == mistakes['class'].tolist()
 
 # Calibration, against plain loops
 

@@ -9,13 +9,16 @@ from fastai.data.transforms import IntToFloatTensor, Normalize, ToTensor
 from fastai.interpret import ClassificationInterpretation, Interpretation
 from fastai.learner import Learner, load_learner
 from fastai.losses import CrossEntropyLossFlat
+from fastai.torch_core import TensorImage
 from fastai.vision.augment import Brightness, Rotate, aug_transforms
+from fastai.vision.core import PILImage
 from fasttransform import Pipeline
 from hypothesis import given, strategies as st
 from PIL import Image
 from helpers import ROOT, run_ok, some
 from nbtransfer.augmentation import AffineAugment, Cutout, ReflectCrop
-from nbtransfer.files import digest
+from nbtransfer.files import FITS, PictureRule, digest, read_pictures
+from nbtransfer.folders import image_folder
 from nbtransfer.loaders import TaskDL, TaskSplit, fits, inference_card, inference_dls
 from nbtransfer.networks import article_cnn, resnet9
 from nbtransfer.pretraining import Quiet, compute_settings, task_learner
@@ -188,6 +191,79 @@ def test_card_is_all_that_inference_needs(learn, tmp_path):
     for bad in ({}, {'vocab': ['a']}, None):
         with pytest.raises(ValueError, match='size_px'): inference_dls(bad)
     with pytest.raises(ValueError, match='the card has no size_px: '): inference_dls({key: card[key] for key in card if key != 'size_px'})
+
+# Pictures from elsewhere
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    "Two classes of small JPEG files in colour"
+    folder = tmp_path_factory.mktemp('photos')
+    rng = np.random.default_rng(0)
+    for name in ('cat', 'dog'):
+        (folder/name).mkdir()
+        for i in range(8):
+            small = Image.fromarray(rng.integers(0, 256, (5, 7, 3), dtype=np.uint8))
+            small.resize((56, 40)).save(folder/name/f'{i}.jpg')
+    return folder
+
+@pytest.mark.parametrize('in_memory', [True, False], ids=['in memory', 'in files'])
+@pytest.mark.parametrize('fit', FITS)
+def test_every_way_to_give_a_picture_gives_the_same_answer(in_memory, fit, photos, tmp_path):
+    task = image_folder(photos, 32, in_memory=in_memory, cache=tmp_path).replaced(fit=fit)
+    torch.manual_seed(0)
+    learn = task_learner(task, article_cnn(2), cbs=[Quiet()], compute=compute_settings(precision=torch.float32))
+    path = photos/'cat'/'0.jpg'
+    array = np.asarray(Image.open(path))
+    channels_first = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    of_file = learn.predict(path)[2]
+    lazy = Image.open(path)
+    ways = [str(path), path.read_bytes(), lazy, Image.open(path).convert('RGB'), PILImage.create(path), array, torch.from_numpy(array.copy()),
+        channels_first, TensorImage(channels_first)]
+    for picture in ways: assert torch.allclose(learn.predict(picture)[2], of_file, atol=1e-6), type(picture)
+    assert np.array_equal(lazy, array), 'the image was left as it was'
+    images = learn.dls.test_dl([lazy]).dataset.images
+    assert torch.equal(images, read_pictures([path], PictureRule(32, fit)))
+    other = learn.dls.test_dl([*ways, path])
+    assert len(torch.cat([x for x, in other])) == len(ways) + 1
+
+@pytest.mark.parametrize('in_memory', [True, False], ids=['in memory', 'in files'])
+@pytest.mark.parametrize('picture, error, words', [
+    (np.random.rand(32, 32, 3), ValueError, 'array of float64, .* is not guessed at'), (torch.rand(3, 32, 32), ValueError, 'array of float32, .* is not guessed at'),
+    (np.zeros((32, 32), np.uint16), ValueError, 'array of uint16, 0 to 0, is not guessed at'), (np.zeros(7, np.uint8), TypeError, 'is no picture; take a path'),
+    ('none.jpg', ValueError, 'none.jpg cannot be read: no such file'), (b'no picture', ValueError, 'bytes object is no picture, or is cut short'),
+    (None, TypeError, 'NoneType is no picture')], ids=str)
+def test_what_cannot_be_read_for_sure_is_one_line(in_memory, picture, error, words, photos, tmp_path):
+    task = image_folder(photos, 32, in_memory=in_memory, cache=tmp_path)
+    dls = task.dls(4)
+    with pytest.raises(error, match=words): list(dls.test_dl([picture], num_workers=0))
+
+def test_window_of_the_task_is_used_and_conversion_is_said():
+    task = digits().replaced(window=(0, 1))
+    grey = task.images[0, ..., 0].numpy()
+    dls = task.dls()
+    with pytest.warns(UserWarning, match=r'converted 2 grey \(repeated three times\), 1 beyond 8 bits \(through the window\)'):
+        images = dls.test_dl([grey, grey / 255, task.images[0]]).dataset.images
+    assert all(torch.equal(image, task.images[0]) for image in images)
+
+def test_one_array_is_not_taken_for_a_list():
+    dls = digits().dls()
+    for array in (np.zeros((32, 32, 3), np.uint8), torch.zeros(32, 32, dtype=torch.uint8)):
+        with pytest.raises(TypeError, match='items must be a list of pictures .*put it in brackets'): dls.test_dl(array)
+    assert len(dls.test_dl(np.zeros((5, 32, 32, 3), np.uint8))) == 1 and len(dls.test_dl(np.arange(3)).dataset) == 3
+
+def test_loaders_of_a_task_without_test_pictures():
+    task = digits()
+    dls = task.replaced(splits={**task.splits, 'test': task.splits['test'][:0]}).dls()
+    assert (len(dls[2]), list(dls[2])) == (0, []) and len(dls.valid) > 0
+
+def test_card_holds_fit_and_window_and_older_cards_mean_cropped():
+    card = inference_card(digits().replaced(fit='pad', window=(0, 4095)).dls())
+    assert json.loads(json.dumps(card)) == card and (card['fit'], card['window']) == ('pad', [0, 4095])
+    assert inference_dls(card).task.rule == PictureRule(32, 'pad', (0, 4095)) and inference_card(inference_dls(card)) == card
+    older = {key: value for key, value in card.items() if key not in ('fit', 'window')}
+    assert inference_dls(older).task.rule == PictureRule(32)
+    for wrong in (dict(fit='stretch'), dict(window=[9, 0]), dict(size_px=32.5)):
+        with pytest.raises(ValueError, match='PictureRule: '): inference_dls({**card, **wrong})
 
 def test_fastais_own_export_holds_no_pictures(learn, tmp_path):
     "It is a pickle, and no function of ours reads one; it should work all the same, and be small"

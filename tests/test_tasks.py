@@ -2,12 +2,14 @@
 import hashlib, json
 from itertools import combinations
 from pathlib import Path
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, strategies as st
 from helpers import PACKAGE, saying, some
 from nbtransfer.comparison import compare
+from nbtransfer.files import PictureRule
 from nbtransfer.folders import FileTask, cifar10, cifar100
 from nbtransfer.tasks import SPLITS, Task, digits, drop_repeated, drop_twins, letters, split_per_class
 
@@ -44,6 +46,40 @@ def test_split_takes_only_the_pictures_it_is_given(sizes, seed, data):
     idxs = torch.cat([(labels == c).nonzero().flatten()[:n] for c, n in enumerate(counts)])
     parts = split_per_class(labels, dict(test=.2, valid=.1), seed, idxs)
     assert torch.cat(list(parts.values())).sort().values.tolist() == idxs.sort().values.tolist()
+
+@some(200)
+@given(st.lists(st.integers(3, 30), min_size=2, max_size=5), st.data(), seeds)
+def test_counts_are_kept_exactly_and_every_class_is_in_every_part(sizes, data, seed):
+    labels = shuffled_labels(sizes, seed)
+    n, n_classes = len(labels), len(sizes)
+    test = data.draw(st.one_of(st.just(0), st.integers(n_classes, n)))
+    valid = data.draw(st.integers(n_classes, n))
+    try: parts = split_per_class(labels, dict(test=test, valid=valid), seed)
+    except ValueError as error:
+        assert any(words in str(error) for words in ('train would be empty', 'train would have no picture'))
+        assert test + valid >= .5 * n, 'there was room'
+        return
+    assert [len(parts[name]) for name in ('test', 'valid')] == [test, valid]
+    assert torch.cat(list(parts.values())).sort().values.tolist() == list(range(n))
+    for name, part in parts.items(): assert len(part) == 0 or set(labels[part].tolist()) == set(range(n_classes)), name
+    in_valid = labels[parts['valid']].bincount(minlength=n_classes)
+    for size, got in zip(sizes, in_valid.tolist()): assert abs(got - valid * size / n) < n_classes, 'in proportion'
+
+def test_counts_and_shares_together_and_no_test():
+    labels = torch.arange(100) % 4
+    parts = split_per_class(labels, dict(test=.2, valid=6))
+    assert [len(part) for part in parts.values()] == [74, 20, 6] and list(parts) == ['train', 'test', 'valid']
+    for none in (0, 0.):
+        parts = split_per_class(labels, dict(test=none, valid=.1))
+        assert len(parts['test']) == 0 and parts['test'].dtype == torch.int64 and len(parts['valid']) == 8
+    assert len(split_per_class(torch.tensor([0, 0, 1, 1]), dict(test=0, valid=2))['train']) == 2, 'two of a class are enough'
+
+@pytest.mark.parametrize('shares, words', [
+    (dict(valid=3), ('valid must have a picture of each of the 4 classes', 'got 3')), (dict(valid=100), ('train would be empty', '100')),
+    (dict(valid=0), ('valid would be empty', 'got 0')), (dict(test=-5), ('test would be empty', 'got -5')),
+    (dict(test=60, valid=38), ('train would have no picture of class', 'which has 25'))], ids=str)
+def test_counts_that_cannot_be_kept(shares, words):
+    with saying(*words): split_per_class(torch.arange(100) % 4, shares)
 
 @some(200)
 @given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from([*SPLITS, None])), max_size=20))
@@ -104,6 +140,45 @@ def test_fingerprint_of_cifar_is_that_of_the_shipped_comparisons(cifar, request)
     facts = [json.loads(path.read_text(encoding='utf-8')) for path in (PACKAGE/'results').glob('*-*-*.json')]
     held = {one['task']['sha256'] for one in facts if one['task']['name'] == cifar.__name__}
     assert held == {cifar().fingerprint()}
+
+def test_rule_is_of_the_task_and_checked():
+    task = noise_task([9, 9])
+    assert task.rule == PictureRule(8) and task.replaced(fit='pad', window=(0, 9)).rule == PictureRule(8, 'pad', (0, 9))
+    parts = dict(images=task.images, labels=task.labels, vocab=task.vocab, splits=task.splits)
+    assert Task('a', fit='squish', window=[0, 7], **parts).rule.window == (0, 7)
+    with saying('PictureRule: fit must be one of', "'stretch'"): Task('a', fit='stretch', **parts)
+    with saying('PictureRule: window', '5'): Task('a', window=5, **parts)
+    assert Task('a', fit='pad', **parts).fingerprint() == task.fingerprint(), 'pictures are what they are'
+
+def test_only_test_may_be_empty():
+    task = noise_task([9, 9])
+    none = task.splits['test'][:0]
+    without = Task('a', task.images, task.labels, task.vocab, splits={**task.splits, 'test': none})
+    assert without.counts()['test'].sum() == 0 and 'test 0' in repr(without) and without.fingerprint() != task.fingerprint()
+    for split in ('train', 'valid'):
+        with saying(f'split {split} has no picture'): Task('a', task.images, task.labels, task.vocab, splits={**task.splits, split: none})
+    of_one_class = task.splits['test'][task.labels[task.splits['test']] == 0]
+    with saying('split test has no picture of', 'class 1'):
+        Task('a', task.images, task.labels, task.vocab, splits={**task.splits, 'test': of_one_class})
+
+@pytest.mark.parametrize('n', [1, 3, 50])
+def test_grid_shows_pictures_of_the_class_above_them(n):
+    task = noise_task([5, 30, 4], vocab=['cat', 'dog', 'a name that is much too long'])
+    axes = task.show(n=n)
+    try:
+        assert axes.shape == (min(n, task.counts()['train'].max()), 3) and [ax.get_title() for ax in axes[0]] == ['cat', 'dog', 'a name that is m']
+        for column, count in enumerate(task.counts()['train']):
+            shown = [ax.images[0].get_array() for ax in axes[:, column] if ax.images]
+            assert len(shown) == min(n, count), 'the rest stays empty'
+            own = task.splits['train'][task.labels[task.splits['train']] == column]
+            assert all(any(np.array_equal(one, task.images[i]) for i in own) for one in shown)
+        assert '23 pictures' in axes[0, 0].figure.get_suptitle() and '3 of 3 classes' in axes[0, 0].figure.get_suptitle()
+    finally: plt.close(axes[0, 0].figure)
+
+def test_grid_of_many_classes_shows_the_first_and_says_so():
+    axes = digits().show('valid', 1, n_classes=4)
+    assert axes.shape == (1, 4) and '4 of 10 classes' in axes[0, 0].figure.get_suptitle()
+    plt.close(axes[0, 0].figure)
 
 def test_a_replaced_part_changes_no_other_task():
     task = noise_task([9, 9])
