@@ -35,7 +35,7 @@ from .tasks import normalization
 class Source(NamedTuple):
     "Tensors that can be carried, and what is known of them"
     state: dict  # name → tensor
-    card: dict   # as far as known: `arch`, `vocab`, `mean`, `std`, `recipe`
+    card: dict   # as far as known: `arch`, `vocab`, `mean`, `std`, `size_px`, `recipe`, `licence`
     label: str   # a few words that name it
     network: nn.Module = None # the network itself, if the source was one
 
@@ -112,9 +112,14 @@ def _read_learner(learn):
     vocab = getattr(learn.dls, 'vocab', None)
     task = getattr(learn.dls, 'task', None)
     recipe = record_of(learn).recipe
-    if not recipe and task: recipe = dict(task=task.name)
-    return _read_network(learn.model, mean=mean, std=std, recipe=recipe,
-                         vocab=None if vocab is None else list(vocab))
+    facts = dict(mean=mean, std=std, vocab=None if vocab is None else list(vocab),
+                 recipe=recipe or (dict(task=task.name) if task else None))
+    if task: facts['size_px'] = task.size_px
+    source = _read_network(learn.model, **facts)
+    if not recipe: return source
+    # Trained here: what its card said of an earlier life (metrics, licence, hashes) is past
+    own = {name: source.card[name] for name in ('arch', *facts) if name in source.card}
+    return source._replace(card=own)
 
 # %% ../nbs/06_sources.ipynb #read-file
 _HEADER_MAX = 1 << 21   # bytes, the card among them

@@ -1,10 +1,11 @@
 "Files: written whole or not at all, one process at a time, the same bits, and one rule by which a picture is read"
-import errno, hashlib, io, json, os, re, shutil, signal, struct, zlib
+import datetime, errno, hashlib, io, json, os, re, shutil, signal, struct, zlib
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from types import SimpleNamespace
 from unittest import mock
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from fastai.vision.core import PILImage, TensorImage
@@ -14,8 +15,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from forked import Forked, die, needs_fork, wait_for
 from helpers import PACKAGE, saying, some
 from nbtransfer import files
-from nbtransfer.files import (FITS, PICTURE_ENDINGS, PictureRule, Reading, cache_folder, describe_kinds, digest, hold_lock,
-    is_picture_file, package_folder, printable, read_picture, read_pictures, seal, write_whole)
+from nbtransfer.files import (FITS, PICTURE_ENDINGS, PictureRule, Reading, cache_folder, check_facts, describe_kinds, digest,
+    hold_lock, is_picture_file, package_folder, printable, read_picture, read_pictures, seal, write_whole)
 
 def tree(folder): return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
 
@@ -144,6 +145,61 @@ def test_seal_leaves_itself_out_and_nothing_else():
     assert seal({**card, 'card_sha256': seal(card)}) == seal(card) == seal(dict(reversed(card.items())))
     assert len({seal(card), seal({**card, 'a': 2}), seal({**card, 'sha256': ''}), seal({'a': 1}), seal([card])}) == 5
     assert seal(['x', 1]) == hashlib.sha256(b'["x", 1]').hexdigest()
+
+# What a card can hold
+
+converted = {
+    'numpy scalar': (np.float32(.5), .5), 'numpy bool': (np.bool_(True), True), 'numpy word': (np.str_('cat'), 'cat'),
+    'numpy date': (np.datetime64('2026-12-01'), '2026-12-01'), 'array': (np.arange(3), [0, 1, 2]),
+    'tensor': (torch.tensor([[1., 2.]]), [[1., 2.]]), 'torch scalar': (torch.tensor(3), 3), 'dtype': (torch.float16, 'torch.float16'),
+    'column': (pd.Series([1, 2]), [1, 2]), 'tuple': ((1, np.int8(2)), [1, 2]), 'set': ({'b', 'a'}, ['a', 'b']), 'range': (range(2), [0, 1]),
+    'dict': ({np.int64(1): np.str_('a')}, {'1': 'a'}), 'none': (None, None), 'path': (Path('/home/ann/pets'), 'pets'),
+    'path within': (dict(a=[Path('/home/ann/pets')]), dict(a=['pets'])), 'Windows': (PureWindowsPath('C:\\Users\\Ann\\pets'), 'pets'),
+    'day': (datetime.date(2026, 12, 1), '2026-12-01'), 'moment': (datetime.datetime(2026, 12, 1, 9, 30), '2026-12-01T09:30:00')}
+
+@pytest.mark.parametrize('kind', converted)
+def test_fact_is_converted(kind):
+    value, expected = converted[kind]
+    found = check_facts(fact=value)['fact']
+    assert found == expected and type(found) is type(expected)
+    assert json.loads(json.dumps(found)) == found
+
+refused_facts = {'class': (torch.nn.ReLU, 'the class ReLU'), 'function': (len, 'builtin_function'), 'object': (object(), 'object'),
+    'bytes': (b'a', 'bytes'), 'table': (pd.DataFrame(dict(a=[1])), 'DataFrame'), 'duration': (datetime.timedelta(1), 'timedelta'),
+    'complex': (1j, 'complex'), 'within': (dict(a=[torch.nn.ReLU]), '`fact`', "['a'][0]", 'the class ReLU')}
+
+@pytest.mark.parametrize('kind', refused_facts)
+def test_fact_is_refused(kind):
+    value, *parts = refused_facts[kind]
+    with saying('check_facts: `fact`', *[part for part in parts if part != '`fact`'], error=TypeError): check_facts(fact=value)
+
+def test_facts_that_are_too_much_for_a_card():
+    for value in (torch.zeros(100_001), np.zeros((1000, 1000))):
+        with saying('`fact`', '100,000 numbers'): check_facts(fact=value)
+    with saying('over a megabyte', 'shorten `long`'): check_facts(long='x' * 2**20, short='y')
+    assert check_facts(fact=torch.zeros(100_000))
+
+local = {
+    '/home/ann/pets': 'pets', '~/pets/': 'pets', '~ann/my/pets': 'pets', 'file:///home/ann/pets': 'pets',
+    'C:\\Users\\Ann\\pets': 'pets', '\\\\server\\share\\pets': 'pets',
+    "--target '/home/ann/my pets' --out=/tmp/out/": "--target 'my pets' --out=out",
+    'trained on /data/pets, twice': 'trained on pets, twice'}
+
+@pytest.mark.parametrize('text', local)
+def test_local_path_is_cut(text): assert check_facts(fact=text, facts=[text]) == dict(fact=local[text], facts=[local[text]])
+
+@pytest.mark.parametrize('text', ['owner/name', 'timm/resnet18', 'https://huggingface.co/me/net', 'see http://a.b:80/c/d', 'and/or', 'a / b',
+    '3 km/s', r'(\d+)_\w+', 'runs/pets', '', '.', '~', '2026/12/01'])
+def test_other_words_are_left_alone(text): assert check_facts(fact=text)['fact'] == text
+
+def test_path_with_blanks_is_cut_where_it_is_one(tmp_path):
+    folder = tmp_path/'my pets'
+    folder.mkdir()
+    assert check_facts(fact=str(folder))['fact'] == 'my pets'
+
+def test_classes_keep_their_slashes():
+    "Open Images calls its classes /m/01yrx and the like"
+    assert check_facts(vocab=['/m/01yrx', np.int64(3)]) == dict(vocab=['/m/01yrx', 3])
 
 # Pictures
 

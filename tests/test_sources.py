@@ -16,6 +16,7 @@ from helpers import saying
 from nbtransfer import sources
 from nbtransfer.folders import DataMissing
 from nbtransfer.networks import create_network, known_input, resnet9
+from nbtransfer.pretraining import Quiet, task_learner
 from nbtransfer.similarity import rank_sources
 from nbtransfer.sources import from_hub, read_source
 from nbtransfer.tasks import digits
@@ -145,6 +146,19 @@ def test_files_are_read_by_what_they_hold(tmp_path):
         assert bits(read_source(tmp_path/name).state) == bits(state)
     (tmp_path/'b.pth').write_bytes(small_file())
     assert load_weights(tmp_path/'b.pth').card['arch'] == small_arch()
+
+# Learners
+
+def test_learner_says_nothing_of_an_earlier_life():
+    "A network that was loaded, with its metrics and licence, and then trained"
+    loaded = load_weights('resnet9w16-cifar10')
+    learn = task_learner(digits().subset(2), loaded, cbs=[Quiet()])
+    assert read_source(learn).card['licence'] == 'Apache-2.0'   # not trained yet
+    learn.fit(1)
+    learn.record.recipe = dict(task='digits', n_epochs=1)
+    card = read_source(learn).card
+    assert set(card) == {'arch', 'vocab', 'mean', 'std', 'size_px', 'recipe'}
+    assert (card['size_px'], card['recipe']['task'], card['vocab']) == (32, 'digits', digits().vocab)
 
 # What cannot be fetched
 
