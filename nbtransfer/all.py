@@ -13,6 +13,7 @@ from .weights import *
 from .finetuning import *
 from .features import *
 from .comparison import *
+from .inference import *
 from .similarity import *
 from .outcomes import *
 from .playground import *
