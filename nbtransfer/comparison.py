@@ -7,7 +7,7 @@ Docs: https://nbtransfer.github.io/nbtransfer/comparison.html.md"""
 # %% auto #0
 __all__ = ['METRICS', 'STRATEGIES', 'paired_interval', 'plot_intervals', 'wilson_interval', 'scores_by_class',
            'classification_scores', 'Budget', 'epochs_for', 'check_comparison', 'Meter', 'run_one', 'Comparison',
-           'load_comparison', 'compare', 'figure_html', 'choose_strategy']
+           'load_comparison', 'compare', 'figure_html', 'as_html', 'html_page', 'choose_strategy']
 
 # %% ../nbs/12_comparison.ipynb #imports
 import base64, hashlib, html, io, itertools, json, platform, threading, time
@@ -1133,10 +1133,6 @@ def _as_table(frame, decimals=1):
     frame = frame.rename_axis(columns=None).round(decimals)
     return frame.to_html(index=False, border=0, na_rep='–')
 
-def _as_list(sentences):
-    rows = ''.join(f'<li>{html.escape(sentence)}</li>' for sentence in sentences)
-    return f'<ul>{rows}</ul>'
-
 @patch
 def _best(self:Comparison, baseline, per_class):
     "The strategy to show classes of, if any has two seeds in common with the baseline"
@@ -1146,13 +1142,36 @@ def _best(self:Comparison, baseline, per_class):
     if 'predicted' not in runs or not len(runs): return None
     return runs.groupby('strategy').valid_accuracy.mean().idxmax()
 
+def as_html(
+    part:object,    # a list of sentences, a DataFrame, or matplotlib axes, whose figure is closed
+    alt:str='',     # of axes: what they show, in words
+    decimals:int=1, # of a table
+)->str:             # HTML
+    "Give a part of a report as HTML"
+    if isinstance(part, pd.DataFrame): return _as_table(part, decimals)
+    if isinstance(part, Axes): return _as_image(part, alt)
+    rows = ''.join(f'<li>{html.escape(sentence)}</li>' for sentence in part)
+    return f'<ul>{rows}</ul>'
+
+def html_page(
+    title:str,      # of the page
+    parts:Iterable, # of pairs: a heading, and the HTML below it
+)->str:             # a page that needs no network
+    "Put parts of a report together on one page"
+    title = html.escape(title)
+    below = ''.join(f'<h2>{html.escape(heading)}</h2>{body}' for heading, body in parts)
+    return ('<!doctype html><html lang="en"><head><meta charset="utf-8">'
+            f'<title>{title}</title>'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f'<style>{_CSS}</style></head><body><h1>{title}</h1>{below}</body></html>')
+
 # %% ../nbs/12_comparison.ipynb #report
 @patch
 def _page(self:Comparison, baseline):
     "Parts of the report, a heading each"
     self._check_has('report', 'strategy', baseline)
     most = int(self.runs.per_class.max())
-    yield 'In words', _as_list(self.summary(baseline))
+    yield 'In words', as_html(self.summary(baseline))
     yield 'Test accuracy, mean ± standard deviation over seeds', (
         _as_table(self.table()) +
         _as_image(self.plot(), f'Test accuracy by labels, {self.title}'))
@@ -1184,7 +1203,7 @@ def _page(self:Comparison, baseline):
     facts = {name: fact for name, fact in self.facts.items() if name not in ('vocab', 'labels')}
     had = [name for name in ('device', 'precision') if name in self.runs]
     facts |= {name: self.runs[name].unique().tolist() for name in had}
-    yield 'What was compared', _as_list(f'{name}: {fact}' for name, fact in facts.items())
+    yield 'What was compared', as_html(f'{name}: {fact}' for name, fact in facts.items())
 
 @patch
 def report(self:Comparison,
@@ -1192,13 +1211,7 @@ def report(self:Comparison,
     baseline:str='scratch', # what the others are compared with
 )->Path:                    # the same
     "Write all results as one HTML page that needs no network; raises as `differences` does"
-    title = html.escape(self.title)
-    parts = ''.join(f'<h2>{html.escape(heading)}</h2>{body}'
-                    for heading, body in self._page(baseline))
-    page = ('<!doctype html><html lang="en"><head><meta charset="utf-8">'
-            f'<title>{title}</title>'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f'<style>{_CSS}</style></head><body><h1>{title}</h1>{parts}</body></html>')
+    page = html_page(self.title, self._page(baseline))
     with write_whole(path) as file: file.write(page.encode())
     return Path(path)
 

@@ -6,17 +6,20 @@ Docs: https://nbtransfer.github.io/nbtransfer/files.html.md"""
 
 # %% auto #0
 __all__ = ['FITS', 'PICTURE_ENDINGS', 'write_whole', 'cache_folder', 'package_folder', 'hold_lock', 'digest', 'seal',
-           'PictureRule', 'is_picture_file', 'printable', 'Reading', 'read_picture', 'describe_kinds', 'read_pictures']
+           'check_facts', 'PictureRule', 'is_picture_file', 'printable', 'Reading', 'read_picture', 'describe_kinds',
+           'read_pictures']
 
 # %% ../nbs/90_files.ipynb #imports
-import errno, hashlib, importlib, io, json, math, os, sys, warnings
+import errno, hashlib, importlib, io, json, math, os, re, sys, warnings
 from collections import Counter
+from collections.abc import Collection, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date
 from functools import lru_cache
 from importlib.util import find_spec
 from numbers import Integral, Real
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple
 import nbtransfer
 import numpy as np
@@ -94,6 +97,60 @@ def seal(
     if isinstance(facts, dict):
         facts = {key: value for key, value in facts.items() if key != 'card_sha256'}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+# %% ../nbs/90_files.ipynb #check-facts-plain
+_MOST_NUMBERS = 100_000
+_MOST_BYTES = 1 << 20   # of a card, which stands in the header of a file
+# '/home/ann/my pets', then /home/ann/pets, then C:\Users\Ann\pets
+_LOCAL = [r"""(['"])(?:file://|~\w*)?/[^'"]*?([^'"/]+)/?\1""",
+          r"""(?<![\w:/.~-])()(?:file://|~\w*)?/(?:[^\s'"/]+/+)*([^\s'"/]+)/?""",
+          r"""(?<!\w)()(?:[A-Za-z]:[\\/]|\\\\)(?:[^\s'"\\/]+[\\/])*([^\s'"\\/]+)"""]
+
+def _without_folders(text):
+    "A text in which each absolute path is cut to its last name"
+    if os.path.isabs(text) and os.path.exists(text): return Path(text).name
+    for pattern in _LOCAL: text = re.sub(pattern, r'\1\2\1', text)
+    return text
+
+def _plain(value, where, cut):
+    "A value as words, numbers, lists and dicts; paths in it cut to their last name if asked"
+    if isinstance(value, np.generic): value = value.item()
+    if value is None or isinstance(value, (bool, int, float)): return value
+    if isinstance(value, str): return _without_folders(str(value)) if cut else str(value)
+    if isinstance(value, PurePath): return value.name
+    if isinstance(value, date): return value.isoformat()
+    if isinstance(value, (torch.dtype, torch.device)): return str(value)
+    if hasattr(value, 'tolist'):   # arrays, tensors, columns of pandas
+        if math.prod(value.shape) > _MOST_NUMBERS:
+            raise ValueError(f'check_facts: {where} must not have over {_MOST_NUMBERS:,} numbers, '
+                             f'for a card is no place for data (got {math.prod(value.shape):,})')
+        return _plain(value.tolist(), where, cut)
+    if isinstance(value, Mapping):
+        return {str(_plain(key, f'a name in {where}', cut)): _plain(item, f'{where}[{key!r}]', cut)
+                for key, item in value.items()}
+    odd = isinstance(value, (bytes, bytearray, type)) or hasattr(value, 'shape')   # as tables have
+    if isinstance(value, Collection) and not odd:
+        items = sorted(value, key=str) if isinstance(value, (set, frozenset)) else value
+        return [_plain(item, f'{where}[{i}]', cut) for i, item in enumerate(items)]
+    kind = f'the class {value.__name__}' if isinstance(value, type) else type(value).__name__
+    raise TypeError(f'check_facts: {where} must be words, numbers, dates, or lists and dicts of '
+                    f'these, to stand on a card (got {kind}): give its name')
+
+# %% ../nbs/90_files.ipynb #check-facts
+def check_facts(
+    **facts, # for a card: words, numbers, dates, paths, arrays, tensors, lists and dicts of these
+)->dict:     # the same facts, fit for JSON
+    """Convert facts to what a card can hold, or say which one it cannot; cut local paths
+
+    Raises `TypeError` for a class, a function or another object, `ValueError` for more than
+    100,000 numbers or a megabyte."""
+    plain = {name: _plain(value, f'`{name}`', cut=name != 'vocab') for name, value in facts.items()}
+    sizes = {name: len(json.dumps(value)) for name, value in plain.items()}
+    if sum(sizes.values()) > _MOST_BYTES:
+        largest = max(sizes, key=sizes.get)
+        raise ValueError('check_facts: the facts of a card must not be over a megabyte (got '
+                         f'{sum(sizes.values()):,} bytes): shorten `{largest}`')
+    return plain
 
 # %% ../nbs/90_files.ipynb #picture-rule-fits
 FITS = ('crop', 'pad', 'squish')
@@ -225,7 +282,7 @@ def _through_window(values, window):
 _OTHER_ORDER = dict(B='L', L='B', N='B' if sys.byteorder == 'little' else 'L')
 
 def _decoded_as(data, rawmode):
-    "Bytes of a picture, unpacked in another way; a function of the usual raw mode says which"
+    "Bytes of a picture's first frame, unpacked in another way; a function of the usual one says how"
     image = Image.open(io.BytesIO(data))
     tiles = []
     for tile in image.tile:

@@ -296,6 +296,14 @@ def picture(self:Task,
     "Give one picture, to be shown"
     return self.images[i]
 
+@patch
+def picture_name(self:Task,
+    i:int, # number of a picture
+)->str:    # its file, where the task comes of files; else its number, such as `#7`
+    "Name one picture, so that it can be found again"
+    files = self.__dict__.get('files')
+    return str(files[i]) if files else f'#{i}'
+
 @patch(as_prop=True)
 def rule(self:Task)->PictureRule: # the same for training and for prediction
     "The rule by which the task's pictures were read, and others have to be"
