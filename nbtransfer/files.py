@@ -231,7 +231,8 @@ def _decoded_as(data, rawmode):
     for tile in image.tile:
         args = (tile[3],) if isinstance(tile[3], str) else tile[3]
         changed = (*tile[:3], (rawmode(args[0]), *args[1:]))
-        tiles.append(tile._make(changed) if hasattr(tile, '_make') else changed)   # before Pillow 11
+        is_named = hasattr(tile, '_make')   # from Pillow 11 on
+        tiles.append(tile._make(changed) if is_named else changed)
     image.tile = tiles
     image.load()   # or NumPy would swallow an error
     return np.asarray(image).astype(np.uint16)
@@ -465,15 +466,17 @@ def _item_reading(item, rule):
     raise TypeError(f'{type(item).__name__} is no picture; take {_TAKEN}')
 
 # %% ../nbs/90_files.ipynb #read-pictures
-_MADE = {'grey': 'repeated three times', 'palette': 'looked up', 'transparent': 'laid on white',
-         'beyond 8 bits': 'through the window', 'several frames': 'the first taken'}
+_MADE = {'grey': 'grey (repeated three times)', 'palette': 'with a palette (looked up)',
+         'transparent': 'transparent (laid on white)',
+         'beyond 8 bits': 'beyond 8 bits (through the window)',
+         'several frames': 'of several frames (the first taken)'}
 
 def describe_kinds(
     kinds:list, # of `Reading`s
 )->str:         # such as `3 grey (repeated three times), 1 CMYK (made RGB)`; empty if all are RGB
     "Say in one line what was converted, and how"
     counts = Counter(word for kind in kinds for word in kind.split(', ') if word not in ('', 'RGB'))
-    return ', '.join(f'{n:,} {word} ({_MADE.get(word, "made RGB")})'
+    return ', '.join(f'{n:,} {_MADE.get(word, f"{word} (made RGB)")}'
                      for word, n in counts.most_common())
 
 def read_pictures(

@@ -561,7 +561,7 @@ def test_other_files_without_an_ending_are_no_pictures(data, tmp_path):
 def test_kinds_are_counted_in_one_line():
     assert describe_kinds(['RGB', 'RGB']) == describe_kinds([]) == describe_kinds(['']) == ''
     assert describe_kinds(['palette, transparent', 'transparent', 'RGB', 'several frames', 'transparent', 'LAB']) == (
-        '3 transparent (laid on white), 1 palette (looked up), 1 several frames (the first taken), 1 LAB (made RGB)')
+        '3 transparent (laid on white), 1 with a palette (looked up), 1 of several frames (the first taken), 1 LAB (made RGB)')
 
 def test_nothing_is_said_of_plain_pictures_or_where_it_is_not_wanted(recwarn):
     read_pictures([PHOTO], PictureRule(8))
