@@ -359,7 +359,8 @@ def _reading(image, rule, head_only=False):
         values = _deep_values(image)
         if values is None: return reading._replace(fault=_LOST_BITS.format(image.format))
         reading = reading._replace(values=_seen_range(values))
-        if rule.window is None: return reading._replace(fault=f'beyond 8 bits ({_in_words(reading.values)})')
+        if rule.window is None:
+            return reading._replace(fault=f'beyond 8 bits ({_in_words(reading.values)})')
     if head_only: return reading
     if is_deep:
         exif = image.info.get('exif', b'')
@@ -410,7 +411,7 @@ def read_picture(
                            'try again') from error
 
 # %% ../nbs/90_files.ipynb #item-reading
-_TAKEN = ('a path, the bytes of a file, a PIL image, or an array or tensor of uint8 of shape (h,w), '
+_TAKEN = ('a path, the bytes of a file, a PIL image, or a uint8 array or tensor of shape (h,w), '
           '(h,w,3), (h,w,4) or (3,h,w)')
 
 def _is_unread(image):
