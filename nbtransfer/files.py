@@ -502,11 +502,12 @@ def read_pictures(
     for i, item in enumerate(items):
         try: reading = _item_reading(item, rule)
         except TypeError as error: raise TypeError(f'read_pictures: {error}') from None
+        name = printable(item)
         if reading.fault == 'unreadable':
-            raise ValueError(f'read_pictures: {printable(item)} is no picture, or is cut short: leave '
-                             'it out, or put a whole one in its place')
+            raise ValueError(f'read_pictures: {name} is no picture, or is cut short: leave it out, '
+                             'or put a whole one in its place')
         if reading.fault:
-            raise ValueError(f'read_pictures: {printable(item)} cannot be read: {reading.fault}')
+            raise ValueError(f'read_pictures: {name} cannot be read: {reading.fault}')
         pixels[i] = reading.pixels
         kinds.append(reading.kind)
     converted = describe_kinds(kinds)
