@@ -13,7 +13,7 @@ import errno, hashlib, importlib, io, json, math, os, sys, warnings
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from numbers import Integral, Real
 from pathlib import Path
@@ -22,7 +22,7 @@ import nbtransfer
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -345,11 +345,20 @@ class Reading(NamedTuple):
 _LOST_BITS = ('beyond 8 bits in a {} with colours, of which Pillow gives the upper 8 only: save it '
               'as a 16-bit PNG')
 
+_TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+          4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+          6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90}
+
+def _orientation(read_exif):
+    "How EXIF says that a picture lies, 1 to 8; 1 if what it says is damaged"
+    try: return read_exif().get(0x0112, 1)
+    except Exception: return 1   # Pillow raises whatever it likes
+
 def _turned_size(image):
     "Width and height turned as EXIF says, without decoding the picture"
     if image.format == 'TIFF': return image.size   # Pillow has done it
-    orientation = Image.Image.getexif(image).get(0x0112, 1)
-    return image.size if orientation < 5 else image.size[::-1]
+    orientation = _orientation(partial(Image.Image.getexif, image))
+    return image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
 
 def _reading(image, rule, head_only=False):
     "Read an opened image by the rule"
@@ -367,7 +376,9 @@ def _reading(image, rule, head_only=False):
         image = _windowed(values, rule.window)
         image.info['exif'] = exif
     elif hasattr(image, 'draft'): image.draft(None, (2 * rule.size_px, 2 * rule.size_px))
-    if image.getexif().get(0x0112, 1) != 1: image = ImageOps.exif_transpose(image)
+    image.load()
+    turn = _TURNS.get(_orientation(image.getexif))
+    if turn is not None: image = image.transpose(turn)
     return reading._replace(pixels=_fitted(_to_rgb(image), rule))
 
 def _in_words(values):

@@ -339,6 +339,14 @@ def test_every_exif_orientation_comes_upright(turn, form):
     assert np.array_equal(reading.pixels, wanted if wanted.ndim == 3 else np.repeat(wanted[..., None], 3, 2))
     assert reading.size == read_picture(data, rule, head_only=True).size == (32, 24)
 
+@pytest.mark.parametrize('exif', [b'Exif\0\0' + b'no TIFF', b'Exif\0\0MM\0*\0\0\0\x08' + b'\xff' * 30, b'Exif\0\0'])
+def test_damaged_exif_does_not_make_a_picture_unreadable(exif):
+    data = saved(PHOTO, 'JPEG', exif=exif)
+    assert exif in data
+    reading = read_picture(data, PictureRule(16))
+    assert (reading.kind, reading.size, reading.fault) == ('RGB', (60, 40), '')
+    assert np.array_equal(reading.pixels, read_picture(saved(PHOTO, 'JPEG'), PictureRule(16)).pixels)
+
 def test_same_picture_however_it_comes(tmp_path):
     pixels = noise(20, 20, 3)
     Image.fromarray(pixels).save(tmp_path/'a.png')
