@@ -395,6 +395,14 @@ def test_every_exif_orientation_comes_upright(turn, form):
     assert np.array_equal(reading.pixels, wanted if wanted.ndim == 3 else np.repeat(wanted[..., None], 3, 2))
     assert reading.size == read_picture(data, rule, head_only=True).size == (32, 24)
 
+@pytest.mark.parametrize('exif', [b'Exif\0\0' + b'no TIFF', b'Exif\0\0MM\0*\0\0\0\x08' + b'\xff' * 30, b'Exif\0\0'])
+def test_damaged_exif_does_not_make_a_picture_unreadable(exif):
+    data = saved(PHOTO, 'JPEG', exif=exif)
+    assert exif in data
+    reading = read_picture(data, PictureRule(16))
+    assert (reading.kind, reading.size, reading.fault) == ('RGB', (60, 40), '')
+    assert np.array_equal(reading.pixels, read_picture(saved(PHOTO, 'JPEG'), PictureRule(16)).pixels)
+
 def test_same_picture_however_it_comes(tmp_path):
     pixels = noise(20, 20, 3)
     Image.fromarray(pixels).save(tmp_path/'a.png')
@@ -617,7 +625,7 @@ def test_other_files_without_an_ending_are_no_pictures(data, tmp_path):
 def test_kinds_are_counted_in_one_line():
     assert describe_kinds(['RGB', 'RGB']) == describe_kinds([]) == describe_kinds(['']) == ''
     assert describe_kinds(['palette, transparent', 'transparent', 'RGB', 'several frames', 'transparent', 'LAB']) == (
-        '3 transparent (laid on white), 1 palette (looked up), 1 several frames (the first taken), 1 LAB (made RGB)')
+        '3 transparent (laid on white), 1 with a palette (looked up), 1 of several frames (the first taken), 1 LAB (made RGB)')
 
 def test_nothing_is_said_of_plain_pictures_or_where_it_is_not_wanted(recwarn):
     read_pictures([PHOTO], PictureRule(8))
