@@ -6,8 +6,8 @@ Docs: https://nbtransfer.github.io/nbtransfer/files.html.md"""
 
 # %% auto #0
 __all__ = ['FITS', 'PICTURE_ENDINGS', 'write_whole', 'cache_folder', 'package_folder', 'hold_lock', 'digest', 'seal',
-           'check_facts', 'PictureRule', 'is_picture_file', 'printable', 'Reading', 'read_picture', 'describe_kinds',
-           'read_pictures']
+           'check_facts', 'PictureRule', 'is_picture_file', 'printable', 'Reading', 'read_picture', 'read_item',
+           'describe_kinds', 'read_pictures']
 
 # %% ../nbs/90_files.ipynb #imports
 import errno, hashlib, importlib, io, json, math, os, re, sys, warnings
@@ -524,6 +524,14 @@ def _item_reading(item, rule):
 # %% ../nbs/90_files.ipynb #read-pictures
 _MADE = {'grey': 'repeated three times', 'palette': 'looked up', 'transparent': 'laid on white',
          'beyond 8 bits': 'through the window', 'several frames': 'the first taken'}
+
+def read_item(
+    item:object,      # a path, the bytes of a file, a PIL image, an array or a tensor
+    rule:PictureRule, # by which it becomes a square
+)->Reading:           # with a fault in words if it cannot be read
+    "Read one picture from wherever it comes; raises `TypeError` for what is no picture"
+    try: return _item_reading(item, rule)
+    except TypeError as error: raise TypeError(f'read_item: {error}') from None
 
 def describe_kinds(
     kinds:list, # of `Reading`s
