@@ -189,11 +189,12 @@ def classification_scores(
 
 def _checked_scores(caller, labels, probs, vocab):
     "Labels, probabilities and predicted class ids as arrays, if they fit together"
-    labels = np.asarray(torch.as_tensor(labels).detach().cpu())
-    probs = torch.as_tensor(probs).detach().cpu()
-    probs = np.asarray(probs.double() if probs.ndim == 2 else probs)
-    n, k = len(labels) if labels.ndim else 0, len(vocab)
-    if not n: raise ValueError(f'{caller}: `labels` must hold at least one class id (got none)')
+    labels = _as_array(labels)
+    probs = _as_array(probs)
+    if not labels.ndim or not len(labels):
+        raise ValueError(f'{caller}: `labels` must hold at least one class id (got {labels})')
+    n = len(labels)
+    k = len(vocab)
     if labels.ndim != 1 or probs.shape not in ((n, k), (n,)):
         raise ValueError(f'{caller}: `probs` must have shape ({n}, {k}), for each label and class, '
                          f'or ({n},) (got {probs.shape}, and labels of {labels.shape})')
@@ -205,6 +206,11 @@ def _checked_scores(caller, labels, probs, vocab):
             raise ValueError(f'{caller}: `{name}` must hold class ids from 0 to {k - 1} '
                              f'(got {wrong[0]})')
     return labels, probs, predicted
+
+def _as_array(values):
+    if not isinstance(values, torch.Tensor): return np.asarray(values)
+    if values.is_floating_point(): values = values.double()   # NumPy has no bfloat16
+    return np.asarray(values.detach().cpu())
 
 # %% ../nbs/12_comparison.ipynb #budget
 @dataclass(frozen=True)
@@ -406,7 +412,7 @@ def _top_rate(learn):
     last_phase = recipe.get('phases', [{}])[-1]
     return last_phase.get('lr_max', {}).get('head')
 
-def _fitted(run, how, task, source, cbs=()):
+def _fitted(run, how, task, source, *, cbs=()):
     "Train by the strategy `how`: the learner, and its row without a look at the test split"
     budget = run.budget
     few = _drawn(task, run.per_class, run.seed)
@@ -624,6 +630,12 @@ def _facts(task, source, budgets):
         machine=f'{platform.machine()}, {platform.system()}')
     return json.loads(json.dumps(facts))
 
+def _weights_fact(class_weights):
+    "What a budget says of class weights, as JSON gives it back; nothing if there are none"
+    if class_weights is None: return {}
+    if not isinstance(class_weights, str): class_weights = list(map(float, class_weights))
+    return dict(class_weights=class_weights)
+
 # %% ../nbs/12_comparison.ipynb #alone-opened-store
 @contextmanager
 def _alone(path):
@@ -745,7 +757,8 @@ def _runs_of(self:Comparison, goal):
 def _run_of(self:Comparison, per_class, strategy, seed, lr_max, *, test):
     spent = self.facts['budgets'][str(per_class)]
     n_epochs = spent['n_epochs' if test else 'trial_epochs']
-    budget = Budget(n_epochs=n_epochs, bs=spent['bs'], lr_max=lr_max, n_looks=spent['n_looks'])
+    budget = Budget(n_epochs=n_epochs, bs=spent['bs'], lr_max=lr_max, n_looks=spent['n_looks'],
+                    class_weights=spent.get('class_weights'))
     return _Run(strategy, per_class, seed, budget, test=test)
 
 @patch
@@ -801,6 +814,7 @@ def compare(
     rates:tuple=None,   # top learning rates to choose from on `valid`; no search if None
     trial_epochs:int=None, # epochs of a trial in the search; those of a run if None
     n_looks:int=5,      # looks at `valid` on the way of a run
+    class_weights:object=None, # of the loss, as for `task_learner`; stored with the budget
     n_jobs:int=None,    # runs side by side, as for `joblib.Parallel`
     resume:bool=True,   # whether to keep the runs that are in the store
 )->Comparison:          # with a row for each run, those of the store included
@@ -822,7 +836,7 @@ def compare(
         epochs = int(n_epochs) if n_epochs else epochs_for(_drawn(task, n, 0), n_steps, int(bs))
         budgets[str(n)] = dict(bs=int(bs), n_epochs=epochs, rates=rates,
                                trial_epochs=int(trial_epochs) if trial_epochs else epochs,
-                               n_looks=int(n_looks))
+                               n_looks=int(n_looks), **_weights_fact(class_weights))
     workers = _Workers(task, source, n_jobs, progress)
     goal = _Goal(per_class, strategies, seeds, rates)
     with _alone(path):
@@ -1176,8 +1190,9 @@ def _page(self:Comparison, baseline):
         if len(ends) > 20: ends = pd.concat([ends[:10], ends[-10:]])
         yield f'Classes with the least and most difference, {best}, {most} labels', _as_table(ends)
         seed = next(iter(self._guesses(best, most)))
-        yield (f'Each class in one run, {best}, {most} labels, seed {seed}, 95 % intervals',
-               _as_table(self.class_scores(best, most, seed)))
+        worst = self.class_scores(best, most, seed).nsmallest(20, 'accuracy')
+        yield (f'Classes read worst in one run, with 95 % intervals, {best}, {most} labels, seed '
+               f'{seed}', _as_table(worst))
     if len(self.trials): yield 'Search for the rate, on valid', _as_table(self.choices(), 6)
     facts = {name: fact for name, fact in self.facts.items() if name not in ('vocab', 'labels')}
     had = [name for name in ('device', 'precision') if name in self.runs]
@@ -1227,11 +1242,12 @@ def choose_strategy(
     budget = _ready('choose_strategy', budget, task)
     source = _read_whole(source, 'choose_strategy')
     best = None
+    best_key = None
     rows = {}
     right = {}   # which pictures of `valid` each reads right
     for strategy in strategies:
         run = _Run(strategy, 0, seed, budget, test=False)
-        try: learn, row = _fitted(run, STRATEGIES[strategy], task, source, deepcopy(cbs or []))
+        try: learn, row = _fitted(run, STRATEGIES[strategy], task, source, cbs=deepcopy(cbs or []))
         except RuntimeError as error:
             if 'StopOnNaN: ' not in str(error): raise
             rows[strategy] = {}
@@ -1249,6 +1265,9 @@ def choose_strategy(
                            'finite: try a lower `lr_max`')
     table = pd.DataFrame.from_dict(rows, orient='index').rename_axis('strategy')
     table['verdict'] = _verdicts(table[metric], right, winner)
+    if record_of(best).recipe is not None:
+        valid = {strategy: row.get(metric) for strategy, row in rows.items()}
+        best.record.recipe['chosen'] = dict(strategy=winner, by=metric, valid=valid)
     if verbose: print(_choice_in_words(table, winner, metric))
     return best, table
 

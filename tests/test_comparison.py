@@ -1,5 +1,5 @@
 "Intervals hold, pairs stay pairs, a store repeats nothing, costs are what was done, and the test split waits for the end"
-import json, re, time, zlib
+import json, re, time, warnings, zlib
 from dataclasses import replace
 from functools import lru_cache
 from html.parser import HTMLParser
@@ -11,15 +11,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fastai.callback.core import Callback
 from hypothesis import assume, given, strategies as st
 from joblib.parallel import ThreadingBackend
 from pandas.testing import assert_frame_equal
 from scipy import stats
-from sklearn.metrics import confusion_matrix, recall_score
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, recall_score, roc_auc_score
 from torch.utils.flop_counter import FlopCounterMode
 from helpers import find_browser, on_more, run, saying, some, write_folder
 from nbtransfer import comparison
-from nbtransfer.comparison import STRATEGIES, Budget, Comparison, compare, epochs_for, load_comparison, paired_interval, run_one
+from nbtransfer.comparison import (STRATEGIES, Budget, Comparison, as_html, classification_scores, compare, epochs_for, html_page, load_comparison,
+    paired_interval, run_one, scores_by_class, wilson_interval)
 from nbtransfer.folders import image_folder
 from nbtransfer.networks import count_params, create_network, stages, tensors_of
 from nbtransfer.pretraining import Quiet
@@ -978,3 +980,278 @@ def test_title_with_dollars_is_no_formula(tmp_path):
     result = simulated({('scratch', 1): [1, 2], ('tuned', 1): [2, 4]})
     result.title = 'from $5 to \\frac$'
     for f in (result.plot, result.plot_differences): f().figure.savefig(tmp_path/'a.png')
+
+# Metrics beyond accuracy
+
+@some(40)
+@given(st.integers(1, 400), st.data(), st.floats(.5, .999))
+def test_wilson_interval_is_that_of_the_formula(n, data, level):
+    k = data.draw(st.integers(0, n))
+    z, share = stats.norm.ppf((1 + level) / 2), k / n
+    centre, half = share + z**2 / (2 * n), z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    low, high = wilson_interval(k, n, level)
+    assert np.allclose((low, high), np.array([centre - half, centre + half]) / (1 + z**2 / n), atol=1e-9)
+    assert 0 <= low <= share + 1e-12 and share - 1e-12 <= high <= 1
+
+@pytest.mark.parametrize('k, n, said', [(1, 0, '1 of 0'), (3, 2, '3 of 2'), (-1, 2, '-1 of 2'), (.5, 2, '0.5 of 2'), (np.nan, 2, 'nan of 2')])
+def test_a_share_that_was_not_counted_has_no_interval(k, n, said):
+    with saying('wilson_interval', said): wilson_interval(k, n)
+
+@st.composite
+def guesses_with_chances(draw):
+    k, n = draw(st.integers(2, 5)), draw(st.integers(1, 40))
+    rng = np.random.default_rng(draw(st.integers(0, 2**31)))
+    return rng.integers(0, k, n), rng.dirichlet(np.ones(k), n), [f'c{i}' for i in range(k)]
+
+@some(60)
+@given(guesses_with_chances())
+def test_scores_are_those_of_scikit_learn(made):
+    labels, probs, vocab = made
+    predicted, present = probs.argmax(1), np.unique(labels)
+    found = classification_scores(torch.tensor(labels), torch.tensor(probs), vocab)
+    assert np.isclose(found['accuracy'], 100 * (predicted == labels).mean())
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')   # of predicted classes that no picture has
+        assert np.isclose(found['balanced_accuracy'], 100 * balanced_accuracy_score(labels, predicted))
+    each = confusion_matrix(labels, predicted, labels=range(len(vocab)))
+    f1 = 2 * each.diagonal() / np.maximum(each.sum(0) + each.sum(1), 1)
+    assert np.isclose(found['macro_f1'], 100 * f1[present].mean())
+    assert ('auroc' in found) == (len(vocab) == 2)
+    of_classes = classification_scores(labels, predicted, vocab)   # from predictions all but AUROC
+    assert of_classes == {name: score for name, score in found.items() if name != 'auroc'}
+    if len(vocab) == 2:
+        won = [(b > a) + .5 * (b == a) for a in probs[labels == 0, 1] for b in probs[labels == 1, 1]]
+        assert np.isclose(found['auroc'], 100 * np.mean(won)) if won else np.isnan(found['auroc'])
+    table = scores_by_class(labels, probs, vocab, .9)
+    assert list(table.index) == vocab and table.pictures.sum() == len(labels)
+    for i in range(len(vocab)):
+        row, n = table.iloc[i], (labels == i).sum()
+        if not n: assert np.isnan([row.accuracy, row.low, row.high]).all()
+        else: assert np.allclose((row.low, row.high), 100 * np.array(wilson_interval(each[i, i], n, .9))) and np.isclose(row.f1, 100 * f1[i])
+        if each[:, i].sum(): assert np.isclose(row.precision, 100 * each[i, i] / each[:, i].sum())
+        else: assert np.isnan(row.precision)
+
+@pytest.mark.parametrize('labels, probs, said', [([], [], 'at least one'), ([0, 1], np.ones((3, 2)), '(3, 2)'), ([0, 1], np.ones((2, 3)), '(2, 3)'),
+    ([0, 2], [0, 1], '`labels` must hold class ids from 0 to 1 (got 2)'), ([0, 1], [0, -1], '(got -1)'), ([0, 1], [[.5, .5], [np.nan, 1]], 'finite'),
+    ([[0], [1]], [0, 1], 'labels of (2, 1)'), (3, 3, 'at least one')])
+def test_scores_of_what_does_not_fit_are_refused(labels, probs, said):
+    for how in (classification_scores, scores_by_class):
+        with saying(how.__name__, said): how(labels, probs, ['a', 'b'])
+
+def test_half_precision_on_any_device_is_scored():
+    probs = torch.tensor([[.9, .1], [.2, .8]], dtype=torch.bfloat16, requires_grad=True)
+    assert set(classification_scores(torch.tensor([0, 1]), probs, ['a', 'b']).values()) == {100.}
+
+def by_metric(result, metric): return result.scores().groupby('strategy')[metric].mean()
+
+def test_metrics_of_a_comparison_come_from_its_predictions():
+    truth = np.array([0] * 8 + [1] * 2)
+    always, even = np.zeros((2, 10), int), np.array([[0] * 6 + [1] * 4, [0] * 5 + [1] * 5])
+    result = guessed(truth, {'scratch': always, 'tuned': even}, 2)
+    assert by_metric(result, 'balanced_accuracy')['scratch'] == 50 and by_metric(result, 'accuracy')['scratch'] == 80
+    assert list(result.scores()) == ['strategy', 'per_class', 'seed', 'accuracy', 'balanced_accuracy', 'macro_f1']
+    assert result.table('balanced_accuracy').loc['scratch', 1] == '50.0 ± 0.0' and result.table().loc['scratch', 1] == '80.0 ± 0.0'
+    accuracy, balanced = (result.differences(metric=o).difference.item() for o in ('accuracy', 'balanced_accuracy'))
+    assert np.isclose(accuracy, -5) and np.isclose(balanced, 100 * (6 / 8 + 5 / 8) / 4 + 50 - 50)
+    assert 'scratch in balanced accuracy: tuned +' in result.summary(metric='balanced_accuracy')[0]
+    assert result.plot(metric='macro_f1').get_ylabel() == 'test macro F1 (%)'
+    assert 'macro F1' in result.plot_differences(metric='macro_f1').get_xlabel()
+    assert_frame_equal(result.class_scores('tuned', 1, 1), scores_by_class(truth, even[1], ['c0', 'c1']))
+    with saying('class_scores', '`seed` must be among [0, 1]', 'got 7'): result.class_scores('tuned', 1, 7)
+    for ask in (result.table, result.plot, lambda metric: result.differences(metric=metric), lambda metric: result.plot_differences(metric=metric)):
+        with saying('Comparison.', 'auroc', "got 'magic'"): ask(metric='magic')
+        with saying('Comparison.', 'no AUROC'): ask(metric='auroc')
+
+def test_columns_of_the_runs_go_before_what_is_computed():
+    result = guessed(np.arange(10) % 2, {'scratch': np.zeros((2, 10), int)}, 2)
+    result.runs['auroc'], result.runs['macro_f1'] = [70., np.nan], [1., np.nan]   # a store that older runs are in
+    assert result.scores().macro_f1.tolist() == [1., pytest.approx(100 / 3)] and result.table('auroc').loc['scratch', 1].startswith('70.0')
+
+def test_metrics_without_predictions_are_refused():
+    result = simulated({('scratch', 1): [1, 2]})
+    assert list(result.scores()) == ['strategy', 'per_class', 'seed', 'accuracy'] and len(result.table()) == 1
+    with saying('Comparison.table', 'no balanced accuracy', 'predictions'): result.table('balanced_accuracy')
+
+def test_shipped_comparisons_have_the_new_metrics():
+    result = load_comparison('article_cnn-cifar10-cifar100')
+    result.runs = result.runs.groupby('strategy').head(1)
+    scores = result.scores()
+    assert np.allclose(scores.balanced_accuracy, scores.accuracy)   # as many pictures of each class
+    assert (scores.macro_f1 > 0).all() and 'auroc' not in scores
+
+def odd_or_even():
+    "Two classes, twice as many of one"
+    task = tiny()
+    labels = (task.labels % 3 == 0).long()
+    return task.replaced(name='threes', labels=labels, vocab=['no', 'three'])
+
+@pytest.mark.training
+def test_a_run_of_two_classes_has_its_auroc(tmp_path):
+    task = odd_or_even()
+    result = quick(tmp_path/'kept', task=task, strategies=['head only'], n_epochs=3)
+    assert result.runs.auroc.between(0, 100).all() and result.runs.auroc.nunique() == 2
+    again = load_comparison(tmp_path/'kept')
+    assert_frame_equal(again.scores(), result.scores())
+    learn = STRATEGIES['head only'](task.subset(1, 0), read_source(source()), Budget(n_epochs=3), seed=0, cbs=[Quiet()])
+    probs, labels = learn.get_preds(ds_idx=2)
+    assert result.runs.auroc[0] == pytest.approx(100 * roc_auc_score(labels, probs[:, 1]), abs=1e-3)
+    assert 'AUROC' in result.report(tmp_path/'a.html', 'head only').read_text()
+
+# One network to keep
+
+def no_test(task): return task.replaced(splits=dict(task.splits, test=task.splits['test'][:0]))
+
+def test_a_task_without_test_pictures_is_not_compared(runs):
+    task = no_test(digits())
+    with saying('compare', 'no test pictures', 'choose_strategy'): quick(task=task)
+    with saying('run_one', 'no test pictures'): run_one('scratch', task, source())
+    assert not runs
+
+three = 'head only', 'copy and tune', 'scratch'
+
+@pytest.fixture(scope='module')
+def chosen():
+    return comparison.choose_strategy(tiny().subset(5), source(), three, Budget(n_epochs=3, bs=10), verbose=False)
+
+@pytest.mark.training
+def test_the_winner_is_kept_with_its_weights(chosen):
+    learn, table = chosen
+    assert list(table.index) == list(three) and (table.verdict == 'chosen').sum() == 1
+    best = table.index[table.verdict == 'chosen'][0]
+    assert table.accuracy[best] == table.accuracy.max() == pytest.approx(100 * learn.validate(1)[1], abs=1e-3)
+    again = STRATEGIES[best](tiny().subset(5), read_source(source()), Budget(n_epochs=3, bs=10), seed=0, cbs=[Quiet()])
+    for a, b in zip(learn.model.state_dict().values(), again.model.state_dict().values(), strict=True): assert torch.equal(a.cpu(), b.cpu())
+    assert learn.record.recipe['chosen']['valid'] == table.accuracy.to_dict()
+    json.dumps(learn.record.recipe)
+    low, high = wilson_interval(round(table.accuracy[best] * table.pictures[best] / 100), int(table.pictures[best]))
+    assert np.allclose((table.low[best], table.high[best]), (100 * low, 100 * high))
+
+@pytest.mark.training
+def test_all_have_one_budget_and_say_what_it_cost(chosen):
+    _, table = chosen
+    assert set(table.n_epochs) == {3} and table.n_steps.nunique() == 1 and (table.time_s > 0).all()
+    assert table.tflops['head only'] < table.tflops['copy and tune'] == table.tflops['scratch']
+
+@pytest.mark.training
+def test_the_choice_never_looks_at_test(chosen):
+    "Without a test picture, all is the same; and what learns on may look at `valid` each epoch"
+    learn, table = comparison.choose_strategy(no_test(tiny().subset(5)), source(), three, Budget(n_epochs=3, bs=10), verbose=False)
+    kept = ['accuracy', 'macro_f1', 'tflops', 'verdict']
+    assert_frame_equal(table[kept], chosen[1][kept])
+    for a, b in zip(learn.model.state_dict().values(), chosen[0].model.state_dict().values(), strict=True): assert torch.equal(a.cpu(), b.cpu())
+    n = len(learn.curves.rows)
+    with learn.no_bar(): learn.fit(2)
+    assert len(learn.curves.rows) == n + 2 and all(row['accuracy'] >= 0 for row in learn.curves.rows[-2:])
+
+def planted_strategies(monkeypatch, scores):
+    "Strategies that end with these right of ten on `valid`, or diverge where it is None"
+    class Kept:
+        def __init__(self, name): self.record, self.name = SimpleNamespace(recipe={}), name
+    def fitted(run, how, task, source, cbs=()):
+        if scores[run.strategy] is None: raise RuntimeError('StopOnNaN: the loss is nan')
+        return Kept(run.strategy), dict(strategy=run.strategy, flops=len(run.strategy))
+    def scored(learn, task, row):
+        n = scores[row['strategy']]
+        found = dict(accuracy=10. * n, balanced_accuracy=100 - 10. * n, pictures=10, n_epochs=1, time_s=1., tflops=row['flops'])
+        return found, np.arange(10) < n
+    monkeypatch.setattr(comparison, '_fitted', fitted)
+    monkeypatch.setattr(comparison, '_scored_on_valid', scored)
+    for name in scores: monkeypatch.setitem(STRATEGIES, name, None)
+
+def choose(names, **kwargs): return comparison.choose_strategy(tiny(), source(), names, Budget(n_epochs=1), **kwargs)
+
+def test_ties_go_to_the_cheaper_and_are_said(monkeypatch, capsys):
+    planted_strategies(monkeypatch, {'dear one': 8, 'cheap': 8, 'close': 7, 'bad': 0, 'burst': None, 'same!': 8})
+    learn, table = choose(['dear one', 'cheap', 'close', 'bad', 'burst', 'same!'])
+    assert learn.name == 'cheap'   # as few FLOPs as the last, and named before it
+    assert table.verdict.tolist() == ['tied', 'chosen', 'not distinguishable', 'worse', 'not finite', 'tied']
+    said = capsys.readouterr().out
+    for part in ('cheap is kept, by accuracy on valid', 'tied with it, and no cheaper: dear one, same!', 'not distinguishable: close',
+        'burst: ended in numbers', '5.0 s of training'): assert part in said
+    assert learn.record.recipe['chosen']['valid']['burst'] is None
+
+def test_another_metric_may_choose(monkeypatch):
+    planted_strategies(monkeypatch, {'one': 9, 'two': 1})
+    assert choose(['one', 'two'], verbose=False)[0].name == 'one'
+    assert choose(['one', 'two'], metric='balanced_accuracy', verbose=False)[0].name == 'two'
+
+def test_where_all_diverge_none_is_chosen(monkeypatch):
+    planted_strategies(monkeypatch, {'one': None, 'two': None})
+    with saying('choose_strategy', "['one', 'two']", 'lower `lr_max`', error=RuntimeError): choose(['one', 'two'], verbose=False)
+
+@pytest.mark.parametrize('names, options, said', [(['magic'], {}, "got ['magic']"), ([], {}, '`strategies` is empty'), (['scratch'], dict(metric='magic'), "got 'magic'"),
+    (['scratch'], dict(metric='auroc'), "got 'auroc' for 10 classes")])
+def test_what_cannot_be_chosen_from_is_refused(names, options, said):
+    with saying('choose_strategy', said): choose(names, **options)
+
+@pytest.mark.parametrize('asked', [dict(bs=0), dict(n_epochs=0), dict(lr_max=-1.), dict(n_looks=.5)], ids=str)
+def test_bad_budgets_of_a_choice_are_refused(asked):
+    with saying('choose_strategy', next(iter(asked))): comparison.choose_strategy(tiny(), source(), ['scratch'], Budget(**asked))
+
+@pytest.mark.training
+def test_callbacks_are_copied_for_each():
+    class Counts(Callback):
+        def __init__(self): self.seen = []
+        def after_train(self): self.seen.append(id(self.learn))
+    mine = Counts()
+    learn, _ = comparison.choose_strategy(tiny().subset(1), source(), ['head only', 'copy and tune'], Budget(n_epochs=2), cbs=[mine], verbose=False)
+    own = next(cb for cb in learn.cbs if type(cb).__name__ == 'Counts')
+    assert not mine.seen and own.seen == [id(learn)] * 2
+
+def test_class_weights_go_with_the_budget(monkeypatch, tmp_path):
+    given = []
+    def train(run, how, task, source):
+        given.append(run.budget.class_weights)
+        return Runs()(run, how, task, source)
+    monkeypatch.setattr(comparison, '_train', train)
+    quick(tmp_path/'kept', class_weights=np.ones(10, np.float32))
+    quick(tmp_path/'kept', class_weights=[1] * 10)
+    assert given == [[1.] * 10] * 4
+    for other in (None, 'balanced'):
+        with saying('another budget'): quick(tmp_path/'kept', class_weights=other)
+    assert 'class_weights' not in quick().facts['budgets']['1']   # as it was before there were any
+
+@some(10)
+@given(predictions())
+def test_differences_are_those_of_means_over_runs_and_over_classes(made):
+    truth, guesses, k = made
+    result = guessed(*made)
+    found = result.differences().difference.item()
+    means = result.runs.groupby('strategy').accuracy.mean()
+    assert np.isclose(found, means['tuned'] - means['scratch'])
+    shares = np.bincount(truth, minlength=k) / len(truth)
+    each = result.by_class('tuned', 1).difference
+    assert np.isclose(found, sum(shares[int(name[1:])] * d for name, d in each.items()))
+
+@pytest.mark.parametrize('level', [0, 1, 95, np.nan])
+def test_levels_of_counted_shares_are_checked(level):
+    with saying('wilson_interval', '`level`', str(level)): wilson_interval(1, 2, level)
+    with saying('`level`'): scores_by_class([0, 1], [0, 1], ['a', 'b'], level)
+
+def test_facts_tell_tasks_apart():
+    src = read_source(source())
+    facts = comparison._facts(digits(), src, budgets={})
+    assert facts['task']['sha256'] == digits().fingerprint() and facts['source']['arch']['name'] == 'resnet9'
+    assert comparison._facts(digits().subset(5), src, {})['task'] != facts['task']
+
+@pytest.mark.parametrize('strategy, makes', [('scratch', 'pretrain'), ('head only', 'transfer_learner'), ('gradual', 'transfer_learner')])
+def test_strategies_hand_class_weights_on(monkeypatch, strategy, makes):
+    "And say nothing of them where there are none"
+    class Made(Exception): pass
+    asked = []
+    def make(*args, **kwargs):
+        asked.append(kwargs.get('class_weights', 'unsaid'))
+        raise Made
+    monkeypatch.setattr(comparison, makes, make)
+    for weights in (None, 'balanced', [1., 2.]):
+        with pytest.raises(Made): STRATEGIES[strategy](tiny(), read_source(source()), Budget(n_epochs=1, class_weights=weights), seed=0, cbs=[])
+    assert asked == ['unsaid', 'balanced', [1., 2.]]
+
+def test_parts_of_a_report_as_html():
+    table = as_html(pd.DataFrame(dict(one=[1.234], two=[np.nan])), decimals=2)
+    assert '<td>1.23</td>' in table and '<td>–</td>' in table
+    assert as_html(['a < b', 'so']) == '<ul><li>a &lt; b</li><li>so</li></ul>'
+    ax = plt.subplots()[1]
+    assert '<img alt="A &quot;line&quot;"' in as_html(ax, 'A "line"') and not plt.fignum_exists(ax.figure.number)
+    page = html_page('1 < 2', [('So & so', table)])
+    assert '<title>1 &lt; 2</title>' in page and '<h2>So &amp; so</h2><table' in page and 'http' not in page
