@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from .comparison import as_html, classification_scores, html_page
 from .comparison import scores_by_class, wilson_interval
 from .files import PictureRule, Reading, describe_kinds, is_picture_file, printable
-from .files import read_picture, read_pictures, write_whole
+from .files import read_item, read_pictures, write_whole
 from .loaders import inference_card
 from .networks import evaluating, unwrapped
 from .pretraining import record_of
@@ -162,12 +162,10 @@ def found_pictures(
         else: yield f'#{i}', item
 
 def _read(item, rule):
-    "The `Reading` of a file, of bytes, or of a picture that is held already"
+    "The `Reading` of whatever `found_pictures` found"
     if isinstance(item, str) and os.path.isdir(item):
         return Reading(None, '', None, 'a folder without pictures')
-    if isinstance(item, (str, bytes)): return read_picture(item, rule)
-    try: return Reading(read_pictures([item], rule)[0].numpy(), 'RGB', None, '')
-    except ValueError as error: return Reading(None, '', None, str(error).partition(': ')[2])
+    return read_item(item, rule)
 
 # %% ../nbs/13_inference.ipynb #stream
 def _ranks(top):

@@ -20,8 +20,8 @@ from sklearn.metrics import balanced_accuracy_score, confusion_matrix, recall_sc
 from torch.utils.flop_counter import FlopCounterMode
 from helpers import find_browser, on_more, run, saying, some, write_folder
 from nbtransfer import comparison
-from nbtransfer.comparison import (STRATEGIES, Budget, Comparison, classification_scores, compare, epochs_for, load_comparison, paired_interval, run_one,
-    scores_by_class, wilson_interval)
+from nbtransfer.comparison import (STRATEGIES, Budget, Comparison, as_html, classification_scores, compare, epochs_for, html_page, load_comparison,
+    paired_interval, run_one, scores_by_class, wilson_interval)
 from nbtransfer.folders import image_folder
 from nbtransfer.networks import count_params, create_network, stages, tensors_of
 from nbtransfer.pretraining import Quiet
@@ -1246,3 +1246,12 @@ def test_strategies_hand_class_weights_on(monkeypatch, strategy, makes):
     for weights in (None, 'balanced', [1., 2.]):
         with pytest.raises(Made): STRATEGIES[strategy](tiny(), read_source(source()), Budget(n_epochs=1, class_weights=weights), seed=0, cbs=[])
     assert asked == ['unsaid', 'balanced', [1., 2.]]
+
+def test_parts_of_a_report_as_html():
+    table = as_html(pd.DataFrame(dict(one=[1.234], two=[np.nan])), decimals=2)
+    assert '<td>1.23</td>' in table and '<td>–</td>' in table
+    assert as_html(['a < b', 'so']) == '<ul><li>a &lt; b</li><li>so</li></ul>'
+    ax = plt.subplots()[1]
+    assert '<img alt="A &quot;line&quot;"' in as_html(ax, 'A "line"') and not plt.fignum_exists(ax.figure.number)
+    page = html_page('1 < 2', [('So & so', table)])
+    assert '<title>1 &lt; 2</title>' in page and '<h2>So &amp; so</h2><table' in page and 'http' not in page

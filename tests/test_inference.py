@@ -173,18 +173,19 @@ def test_bad_files_are_named_and_the_rest_goes_on(folder, weights, task):
     close(good.probability.tolist(), predict(weights, good.file.tolist()).probability.tolist())
 
 def test_one_line_says_what_was_converted(folder, weights):
+    grey = np.zeros((9, 9), np.uint8)
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(folder/'a'/'grey.png')
     Image.fromarray(np.zeros((9, 9, 4), np.uint8)).save(folder/'b'/'clear.png')
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')
-        predict(weights, folder, bs=2)
+        predict(weights, [folder, grey, Image.fromarray(grey), torch.from_numpy(grey)], bs=2)
     lines = [str(o.message) for o in said if 'converted' in str(o.message)]
-    assert len(lines) == 1 and '1 grey' in lines[0] and '1 transparent' in lines[0]
+    assert len(lines) == 1 and '4 grey' in lines[0] and '1 transparent' in lines[0]
 
 @pytest.mark.parametrize('wrong', [7, None, 1.5])
 def test_what_can_be_no_picture(weights, wrong):
     with saying('found_pictures', type(wrong).__name__, error=TypeError): predict(weights, wrong)
-    with saying('read_pictures', type(wrong).__name__, error=TypeError): predict(weights, [wrong])
+    with saying('read_item', type(wrong).__name__, error=TypeError): predict(weights, [wrong])
 
 def test_nothing_gives_an_empty_table(weights):
     assert list(predict(weights, [])) == ['file', 'label', 'probability', 'error'] and not len(predict(weights, []))
