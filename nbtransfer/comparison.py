@@ -1206,6 +1206,15 @@ def _page(self:Comparison, baseline):
     yield 'What was compared', as_html(f'{name}: {fact}' for name, fact in facts.items())
 
 @patch
+def _best(self:Comparison, baseline, per_class):
+    "The strategy to show classes of, if any has two seeds in common with the baseline"
+    found = self.differences(baseline)
+    strategies = found.strategy[found.per_class == per_class]
+    runs = self.runs[(self.runs.per_class == per_class) & self.runs.strategy.isin(strategies)]
+    if 'predicted' not in runs or not len(runs): return None
+    return runs.groupby('strategy').valid_accuracy.mean().idxmax()
+
+@patch
 def report(self:Comparison,
     path:Path,              # of an HTML file
     baseline:str='scratch', # what the others are compared with

@@ -6,26 +6,24 @@ Docs: https://nbtransfer.github.io/nbtransfer/files.html.md"""
 
 # %% auto #0
 __all__ = ['FITS', 'PICTURE_ENDINGS', 'write_whole', 'cache_folder', 'package_folder', 'hold_lock', 'digest', 'seal',
-           'check_facts', 'PictureRule', 'is_picture_file', 'printable', 'Reading', 'read_picture', 'describe_kinds',
-           'read_pictures']
+           'check_facts', 'PictureRule', 'is_picture_file', 'printable', 'Reading', 'read_picture', 'read_item',
+           'describe_kinds', 'read_pictures']
 
 # %% ../nbs/90_files.ipynb #imports
-import errno, hashlib, importlib, io, json, math, os, re, sys, warnings
+import errno, hashlib, importlib, io, json, math, os, sys, warnings
 from collections import Counter
-from collections.abc import Collection, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from numbers import Integral, Real
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import NamedTuple
 import nbtransfer
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -288,7 +286,8 @@ def _decoded_as(data, rawmode):
     for tile in image.tile:
         args = (tile[3],) if isinstance(tile[3], str) else tile[3]
         changed = (*tile[:3], (rawmode(args[0]), *args[1:]))
-        tiles.append(tile._make(changed) if hasattr(tile, '_make') else changed)   # before Pillow 11
+        is_named = hasattr(tile, '_make')   # from Pillow 11 on
+        tiles.append(tile._make(changed) if is_named else changed)
     image.tile = tiles
     image.load()   # or NumPy would swallow an error
     return np.asarray(image).astype(np.uint16)
@@ -401,11 +400,20 @@ class Reading(NamedTuple):
 _LOST_BITS = ('beyond 8 bits in a {} with colours, of which Pillow gives the upper 8 only: save it '
               'as a 16-bit PNG')
 
+_TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+          4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+          6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90}
+
+def _orientation(read_exif):
+    "How EXIF says that a picture lies, 1 to 8; 1 if what it says is damaged"
+    try: return read_exif().get(0x0112, 1)
+    except Exception: return 1   # Pillow raises whatever it likes
+
 def _turned_size(image):
     "Width and height turned as EXIF says, without decoding the picture"
     if image.format == 'TIFF': return image.size   # Pillow has done it
-    orientation = Image.Image.getexif(image).get(0x0112, 1)
-    return image.size if orientation < 5 else image.size[::-1]
+    orientation = _orientation(partial(Image.Image.getexif, image))
+    return image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
 
 def _reading(image, rule, head_only=False):
     "Read an opened image by the rule"
@@ -415,14 +423,17 @@ def _reading(image, rule, head_only=False):
         values = _deep_values(image)
         if values is None: return reading._replace(fault=_LOST_BITS.format(image.format))
         reading = reading._replace(values=_seen_range(values))
-        if rule.window is None: return reading._replace(fault=f'beyond 8 bits ({_in_words(reading.values)})')
+        if rule.window is None:
+            return reading._replace(fault=f'beyond 8 bits ({_in_words(reading.values)})')
     if head_only: return reading
     if is_deep:
         exif = image.info.get('exif', b'')
         image = _windowed(values, rule.window)
         image.info['exif'] = exif
     elif hasattr(image, 'draft'): image.draft(None, (2 * rule.size_px, 2 * rule.size_px))
-    if image.getexif().get(0x0112, 1) != 1: image = ImageOps.exif_transpose(image)
+    image.load()
+    turn = _TURNS.get(_orientation(image.getexif))
+    if turn is not None: image = image.transpose(turn)
     return reading._replace(pixels=_fitted(_to_rgb(image), rule))
 
 def _in_words(values):
@@ -466,7 +477,7 @@ def read_picture(
                            'try again') from error
 
 # %% ../nbs/90_files.ipynb #item-reading
-_TAKEN = ('a path, the bytes of a file, a PIL image, or an array or tensor of uint8 of shape (h,w), '
+_TAKEN = ('a path, the bytes of a file, a PIL image, or a uint8 array or tensor of shape (h,w), '
           '(h,w,3), (h,w,4) or (3,h,w)')
 
 def _is_unread(image):
@@ -522,15 +533,25 @@ def _item_reading(item, rule):
     raise TypeError(f'{type(item).__name__} is no picture; take {_TAKEN}')
 
 # %% ../nbs/90_files.ipynb #read-pictures
-_MADE = {'grey': 'repeated three times', 'palette': 'looked up', 'transparent': 'laid on white',
-         'beyond 8 bits': 'through the window', 'several frames': 'the first taken'}
+_MADE = {'grey': 'grey (repeated three times)', 'palette': 'with a palette (looked up)',
+         'transparent': 'transparent (laid on white)',
+         'beyond 8 bits': 'beyond 8 bits (through the window)',
+         'several frames': 'of several frames (the first taken)'}
+
+def read_item(
+    item:object,      # a path, the bytes of a file, a PIL image, an array or a tensor
+    rule:PictureRule, # by which it becomes a square
+)->Reading:           # with a fault in words if it cannot be read
+    "Read one picture from wherever it comes; raises `TypeError` for what is no picture"
+    try: return _item_reading(item, rule)
+    except TypeError as error: raise TypeError(f'read_item: {error}') from None
 
 def describe_kinds(
     kinds:list, # of `Reading`s
 )->str:         # such as `3 grey (repeated three times), 1 CMYK (made RGB)`; empty if all are RGB
     "Say in one line what was converted, and how"
     counts = Counter(word for kind in kinds for word in kind.split(', ') if word not in ('', 'RGB'))
-    return ', '.join(f'{n:,} {word} ({_MADE.get(word, "made RGB")})'
+    return ', '.join(f'{n:,} {_MADE.get(word, f"{word} (made RGB)")}'
                      for word, n in counts.most_common())
 
 def read_pictures(
@@ -555,11 +576,12 @@ def read_pictures(
     for i, item in enumerate(items):
         try: reading = _item_reading(item, rule)
         except TypeError as error: raise TypeError(f'read_pictures: {error}') from None
+        name = printable(item)
         if reading.fault == 'unreadable':
-            raise ValueError(f'read_pictures: {printable(item)} is no picture, or is cut short: leave '
-                             'it out, or put a whole one in its place')
+            raise ValueError(f'read_pictures: {name} is no picture, or is cut short: leave it out, '
+                             'or put a whole one in its place')
         if reading.fault:
-            raise ValueError(f'read_pictures: {printable(item)} cannot be read: {reading.fault}')
+            raise ValueError(f'read_pictures: {name} cannot be read: {reading.fault}')
         pixels[i] = reading.pixels
         kinds.append(reading.kind)
     converted = describe_kinds(kinds)
