@@ -10,14 +10,16 @@ __all__ = ['FITS', 'PICTURE_ENDINGS', 'write_whole', 'cache_folder', 'package_fo
            'describe_kinds', 'read_pictures']
 
 # %% ../nbs/90_files.ipynb #imports
-import errno, hashlib, importlib, io, json, math, os, sys, warnings
+import errno, hashlib, importlib, io, json, math, os, re, sys, warnings
 from collections import Counter
+from collections.abc import Collection, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date
 from functools import lru_cache, partial
 from importlib.util import find_spec
 from numbers import Integral, Real
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple
 import nbtransfer
 import numpy as np
