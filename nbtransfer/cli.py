@@ -461,10 +461,10 @@ def _say_if_small(source, task):
     seen_px = source.card.get('size_px')
     folder = getattr(task, 'folder', None)
     if not seen_px or seen_px > 64 or folder is None: return
-    median_px = folder.median_size()
-    if median_px >= 4 * seen_px:
-        print(f'nbtransfer: your pictures are {median_px} px wide or high, and {source.label} has '
-              f'learned at {seen_px}: {_suggestion("digits")}', file=sys.stderr)
+    width, height = folder.sizes[1]
+    if min(width, height) >= 4 * seen_px:
+        print(f'nbtransfer: your pictures are about {width}×{height} px, and {source.label} has '
+              f'learned from {seen_px}×{seen_px}: {_suggestion("digits")}', file=sys.stderr)
 
 # %% ../nbs/26_cli.ipynb #keep
 def _command(args):
