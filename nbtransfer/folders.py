@@ -32,8 +32,8 @@ from fastprogress.fastprogress import printing, progress_bar
 from PIL import Image, ImageFile
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor
-from .files import (PICTURE_ENDINGS, PictureRule, cache_folder, describe_kinds, digest,
-                              hold_lock, is_picture_file, printable, read_picture, read_pictures,
+from .files import (PICTURE_ENDINGS, PictureRule, cache_folder, check_facts, describe_kinds,
+                              digest, hold_lock, is_picture_file, printable, read_picture, read_pictures,
                               seal, write_whole)
 from .loaders import (TaskDL, TaskSplit, batch_tfms, check_batch_size, fits, free_memory,
                                 seed_augments)
@@ -1037,6 +1037,7 @@ def _memory_task(request, plan, cache=None):
     rule = request.rule
     task = _DecodedTask(request.name, images, labels, vocab, splits=kept, mirror=request.mirror,
                         fit=rule.fit, window=rule.window)
+    task.files = [request.path/name for name in names]
     task.stats = _stats_of(facts[kept['train'], :6], rule.size_px**2)
     return task, seen
 
