@@ -116,7 +116,7 @@ def photos(args):
     "An epoch at 128 px, all in memory, with plain fastai and with ours, in the precision of each device's rule and in float32"
     few = digits().subset(args.per_class)
     large = few.images.repeat_interleave(4, 1).repeat_interleave(4, 2)
-    splits = {**few.splits, 'valid': few.splits['valid'][:100], 'test': few.splits['test'][:1]}
+    splits = {**few.splits, 'valid': few.splits['valid'][:40], 'test': few.splits['test'][:1]}
     task = few.replaced(images=large, splits=splits)
     train, valid = splits['train'].tolist(), splits['valid'].tolist()
     arrays, labels = [large[i].numpy() for i in train + valid], [task.vocab[task.labels[i]] for i in train + valid]
