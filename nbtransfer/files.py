@@ -287,8 +287,9 @@ def _decoded_as(data, rawmode):
     tiles = []
     for tile in image.tile:
         args = (tile[3],) if isinstance(tile[3], str) else tile[3]
-        place = tile[:3]
-        tiles.append(type(tile)._make((*place, (rawmode(args[0]), *args[1:]))))
+        changed = (*tile[:3], (rawmode(args[0]), *args[1:]))
+        is_named = hasattr(tile, '_make')   # from Pillow 11 on
+        tiles.append(tile._make(changed) if is_named else changed)
     image.tile = tiles
     image.load()   # or NumPy would swallow an error
     return np.asarray(image).astype(np.uint16)
@@ -415,7 +416,8 @@ def _reading(image, rule, head_only=False):
         values = _deep_values(image)
         if values is None: return reading._replace(fault=_LOST_BITS.format(image.format))
         reading = reading._replace(values=_seen_range(values))
-        if rule.window is None: return reading._replace(fault=f'beyond 8 bits ({_in_words(reading.values)})')
+        if rule.window is None:
+            return reading._replace(fault=f'beyond 8 bits ({_in_words(reading.values)})')
     if head_only: return reading
     if is_deep:
         exif = image.info.get('exif', b'')
@@ -466,7 +468,7 @@ def read_picture(
                            'try again') from error
 
 # %% ../nbs/90_files.ipynb #item-reading
-_TAKEN = ('a path, the bytes of a file, a PIL image, or an array or tensor of uint8 of shape (h,w), '
+_TAKEN = ('a path, the bytes of a file, a PIL image, or a uint8 array or tensor of shape (h,w), '
           '(h,w,3), (h,w,4) or (3,h,w)')
 
 def _is_unread(image):
@@ -522,8 +524,10 @@ def _item_reading(item, rule):
     raise TypeError(f'{type(item).__name__} is no picture; take {_TAKEN}')
 
 # %% ../nbs/90_files.ipynb #read-pictures
-_MADE = {'grey': 'repeated three times', 'palette': 'looked up', 'transparent': 'laid on white',
-         'beyond 8 bits': 'through the window', 'several frames': 'the first taken'}
+_MADE = {'grey': 'grey (repeated three times)', 'palette': 'with a palette (looked up)',
+         'transparent': 'transparent (laid on white)',
+         'beyond 8 bits': 'beyond 8 bits (through the window)',
+         'several frames': 'of several frames (the first taken)'}
 
 def read_item(
     item:object,      # a path, the bytes of a file, a PIL image, an array or a tensor
@@ -538,7 +542,7 @@ def describe_kinds(
 )->str:         # such as `3 grey (repeated three times), 1 CMYK (made RGB)`; empty if all are RGB
     "Say in one line what was converted, and how"
     counts = Counter(word for kind in kinds for word in kind.split(', ') if word not in ('', 'RGB'))
-    return ', '.join(f'{n:,} {word} ({_MADE.get(word, "made RGB")})'
+    return ', '.join(f'{n:,} {_MADE.get(word, f"{word} (made RGB)")}'
                      for word, n in counts.most_common())
 
 def read_pictures(
@@ -553,19 +557,22 @@ def read_pictures(
     if not isinstance(rule, PictureRule):
         raise TypeError('read_pictures: rule must be a PictureRule, such as PictureRule(224) '
                         f'(got {rule!r})')
-    if isinstance(items, (str, Path, bytes, Image.Image)):
-        raise TypeError(f'read_pictures: items must be a list of pictures (got '
+    is_one = isinstance(items, (str, Path, bytes, Image.Image)) or not hasattr(items, '__iter__')
+    if is_one or getattr(items, 'ndim', 4) in (2, 3):
+        raise TypeError('read_pictures: items must be a list of pictures (got one '
                         f'{type(items).__name__}): put it in brackets')
+    items = list(items)
     pixels = np.zeros((len(items), rule.size_px, rule.size_px, 3), np.uint8)
     kinds = []
     for i, item in enumerate(items):
         try: reading = _item_reading(item, rule)
         except TypeError as error: raise TypeError(f'read_pictures: {error}') from None
+        name = printable(item)
         if reading.fault == 'unreadable':
-            raise ValueError(f'read_pictures: {printable(item)} is no picture, or is cut short: leave '
-                             'it out, or put a whole one in its place')
+            raise ValueError(f'read_pictures: {name} is no picture, or is cut short: leave it out, '
+                             'or put a whole one in its place')
         if reading.fault:
-            raise ValueError(f'read_pictures: {printable(item)} cannot be read: {reading.fault}')
+            raise ValueError(f'read_pictures: {name} cannot be read: {reading.fault}')
         pixels[i] = reading.pixels
         kinds.append(reading.kind)
     converted = describe_kinds(kinds)

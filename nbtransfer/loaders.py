@@ -164,11 +164,8 @@ def picked(self:TaskSplit,
 
     Raises `ValueError` naming what cannot be read or labelled, `TypeError` for no picture."""
     if isinstance(items, (str, Path, bytes, Image.Image)): items = [items]
-    if getattr(items, 'ndim', None) in (2, 3):
-        raise TypeError('TaskSplit.picked: items must be a list of pictures (got one array '
-                        f'of shape {tuple(items.shape)}): put it in brackets')
-    items = list(items)
-    if items and all(isinstance(item, (int, np.integer)) for item in items):
+    if not hasattr(items, 'ndim'): items = list(items)
+    if len(items) and all(isinstance(item, (int, np.integer)) for item in items):
         return TaskSplit(self.task, 'test', items)
     labels = None
     if with_labels: labels = torch.tensor([_class_of(item, self.task.vocab) for item in items])

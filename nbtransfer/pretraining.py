@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
-from .files import digest, seal, write_whole
+from .files import check_facts, digest, seal, write_whole
 from .loaders import TaskSplit
 from .networks import count_params, create_network, evaluating
 from .networks import layer_groups, picture_shape, stages
@@ -127,7 +127,8 @@ def _rounded(model, forward, precision, x):
     if not model.training: return forward(x)
     with torch.autocast(x.device.type, precision): return forward(x).float()
 
-def _check_rounded(model, precision, layer, args, out):
+def _check_rounded(watched, layer, args, out):
+    model, precision = watched
     if out.dtype == precision or not model.training: return
     raise RuntimeError(f'Autocast: {precision} was asked for, and {type(layer).__name__} gives '
                        f'{out.dtype}: the network sets its precision itself; pass '
@@ -160,7 +161,7 @@ class Autocast(Callback):
         model.forward = partial(_rounded, model, model.forward, self.precision)
         inside = itertools.islice(model.modules(), 1, None)   # its own output is float32
         layers = [module for module in inside if isinstance(module, (nn.Linear, _ConvNd))]
-        check = partial(_check_rounded, model, self.precision)
+        check = partial(_check_rounded, (model, self.precision))
         checks = [layer.register_forward_hook(check) for layer in layers[:1]]
         # on the network: after an interrupted fit, the learner that takes it next must find it
         model.unrounded = own, checks
@@ -486,9 +487,10 @@ def pretrain(
     if not lr_max: lr_max = default_lr(model)
     tfms = [tfm.name for tfm in learn.dls.train.after_batch.fs if tfm.split_idx == 0]
     precision = learn.record.compute.precision_name
-    learn.record.recipe = dict(task=task.name, n_epochs=n_epochs, lr_max=lr_max, bs=bs, wd=wd,
-                               seed=seed, augment=tfms, smoothing=smoothing, precision=precision,
-                               class_weights=learn.record.class_weights)
+    learn.record.recipe = check_facts(task=task.name, n_epochs=n_epochs, lr_max=lr_max, bs=bs,
+                                      wd=wd, seed=seed, augment=tfms, smoothing=smoothing,
+                                      precision=precision,
+                                      class_weights=learn.record.class_weights)
     learn.fit_one_cycle(n_epochs, lr_max)
     return learn
 

@@ -439,10 +439,15 @@ def test_arrays_through_a_window(make):
     assert np.array_equal(read_pictures([make(pixels)], PictureRule(8, window=(0, 9)))[0], pixels), 'bytes need no window'
 
 def test_only_a_list_of_pictures_and_a_rule_is_taken():
-    for item in ('a.jpg', Path('a.jpg'), b'', PHOTO):
+    for item in ('a.jpg', Path('a.jpg'), b'', PHOTO, noise(8, 8, 3), torch.zeros(8, 8), 7, None):
         with saying('items must be a list', 'put it in brackets', error=TypeError): read_pictures(item, PictureRule(8))
     for read in (lambda: read_pictures([PHOTO], 32), lambda: read_picture('a.jpg', 32)):
         with saying('rule must be a PictureRule', 'got 32', error=TypeError): read()
+
+def test_any_list_of_pictures_is_taken():
+    whole = noise(2, 8, 8, 3)
+    for items in (whole, torch.from_numpy(whole), list(whole), tuple(whole), iter(whole)):
+        assert np.array_equal(read_pictures(items, PictureRule(8)), whole)
 
 def test_image_whose_file_was_closed_too_early(tmp_path):
     PHOTO.save(tmp_path/'a.jpg')
@@ -612,7 +617,7 @@ def test_other_files_without_an_ending_are_no_pictures(data, tmp_path):
 def test_kinds_are_counted_in_one_line():
     assert describe_kinds(['RGB', 'RGB']) == describe_kinds([]) == describe_kinds(['']) == ''
     assert describe_kinds(['palette, transparent', 'transparent', 'RGB', 'several frames', 'transparent', 'LAB']) == (
-        '3 transparent (laid on white), 1 palette (looked up), 1 several frames (the first taken), 1 LAB (made RGB)')
+        '3 transparent (laid on white), 1 with a palette (looked up), 1 of several frames (the first taken), 1 LAB (made RGB)')
 
 def test_nothing_is_said_of_plain_pictures_or_where_it_is_not_wanted(recwarn):
     read_pictures([PHOTO], PictureRule(8))

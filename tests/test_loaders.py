@@ -248,7 +248,7 @@ def test_window_of_the_task_is_used_and_conversion_is_said():
 def test_one_array_is_not_taken_for_a_list():
     dls = digits().dls()
     for array in (np.zeros((32, 32, 3), np.uint8), torch.zeros(32, 32, dtype=torch.uint8)):
-        with pytest.raises(TypeError, match='items must be a list of pictures .*put it in brackets'): dls.test_dl(array)
+        with pytest.raises(TypeError, match='items must be a list of pictures .got one (ndarray|Tensor).: put it in brackets'): dls.test_dl(array)
     assert len(dls.test_dl(np.zeros((5, 32, 32, 3), np.uint8))) == 1 and len(dls.test_dl(np.arange(3)).dataset) == 3
 
 def test_loaders_of_a_task_without_test_pictures():

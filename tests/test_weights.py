@@ -6,6 +6,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from hypothesis import given, strategies as st
@@ -16,7 +17,7 @@ from nbtransfer.files import digest, seal
 from nbtransfer.finetuning import fine_tune, transfer_learner
 from nbtransfer.folders import DataMissing
 from nbtransfer.networks import article_cnn, create_network, resnet9
-from nbtransfer.pretraining import Quiet, task_learner
+from nbtransfer.pretraining import Quiet, pretrain, task_learner
 from nbtransfer.sources import from_hub, read_source
 from nbtransfer.tasks import Task, digits, split_per_class
 from nbtransfer.transfer import transfer_weights
@@ -120,6 +121,13 @@ def test_scalars_of_numpy_and_torch(tmp_path):
     card = load_weights(save_weights(learn, tmp_path/'a.safetensors', **facts)).card
     assert card['arch']['kwargs'] == dict(n_classes=10, width=2, n_in=3)
     assert (card['metrics'], card['seed'], card['made']) == (dict(valid_accuracy=.5), 3, '2026-12-01')
+
+@pytest.mark.parametrize('options, name', [(dict(norm_layer=nn.BatchNorm2d), '`norm_layer`'), (dict(lr_max=slice(1e-3, 1e-2)), '`lr_max`')])
+def test_what_no_card_can_hold_stops_before_training(options, name):
+    class Never(Callback):
+        def before_batch(self): raise AssertionError('trained')
+    with saying('check_facts', name, error=TypeError):
+        pretrain(digits().subset(2), 'timm/test_resnet', 1, cbs=[Quiet(), Never()], **options)
 
 def test_fact_that_no_card_can_hold_writes_nothing(learn, tmp_path):
     with saying('check_facts: `opt`', 'the class SGD', error=TypeError): save_weights(learn, tmp_path/'a.safetensors', opt=torch.optim.SGD)
