@@ -121,8 +121,7 @@ def _features_key(asked):
         tfms.append((type(tfm).__name__, numbers))
     facts = [digest(dict(asked.body.state_dict())), str(asked.body), pictures,
              normalization(learn.dls), tfms, getattr(task, 'size_px', None),
-             _compute_of(learn).precision_name, list(learn.dls.vocab),
-             (asked.n_views, asked.seed) if asked.n_views else None]
+             list(learn.dls.vocab), (asked.n_views, asked.seed) if asked.n_views else None]
     return seal(facts)
 
 # %% ../nbs/11_features.ipynb #feature-files
@@ -177,17 +176,17 @@ def _compute_features(asked, files):
     loader = asked.loader.new(shuffle=False, drop_last=False, bs=bs)
     loader.rng = Random(asked.seed)
     learn.model.to(learn.dls.device)
-    compute = _compute_of(learn)
+    layout = _compute_of(learn).layout
     shows_progress = any(isinstance(cb, ProgressCallback) for cb in learn.cbs)
     n_views = max(1, asked.n_views)
     feats = None
     labels = []
     split_idx = 0 if asked.n_views else 1
-    with evaluating(body), compute.autocast(), loader.dataset.set_split_idx(split_idx):
+    with evaluating(body), loader.dataset.set_split_idx(split_idx):
         for view in range(n_views):
             at = 0
             for x, y in progress_bar(loader) if shows_progress else loader:
-                x = x.as_subclass(Tensor).contiguous(memory_format=compute.layout)
+                x = x.as_subclass(Tensor).contiguous(memory_format=layout)
                 out = body(x).float()
                 if feats is None:
                     shape = n_views, len(loader.dataset), *out.shape[1:]

@@ -69,7 +69,7 @@ def transfer_learner(
     grow:bool=False,   # whether a wider or deeper network is to start with the source's function
     bs:int=None,       # pictures in a batch; that of `batch_size_for` if None
     augment:bool=True, # the article's augmentation, or a list of fastai batch transforms
-    stats:tuple=None,  # mean and standard deviation to normalise with; the source's if known, if None
+    stats:tuple=None,  # mean and standard deviation for normalising; the source's if known, if None
     seed:int=0,        # of the new head, batches and augmentation
     wd:float=.01,      # decoupled weight decay
     cbs:list=None,     # fastai callbacks

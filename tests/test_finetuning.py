@@ -3,22 +3,26 @@ import math, re
 from collections import OrderedDict
 from copy import deepcopy
 from functools import lru_cache
+from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelBatchException
 from fastai.callback.schedule import lr_find  # noqa: F401, gives Learner its `lr_find`
 from fastai.callback.training import GradientClip
+from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from hypothesis import given, strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from helpers import saying, some
-from nbtransfer.finetuning import SCHEDULES, Inspector, fine_tune, freeze, lrs_by_group, plan_phases, transfer_learner, unfreeze
+from nbtransfer.finetuning import (SCHEDULES, Inspector, batch_size_for, default_epochs, fine_tune, freeze, lrs_by_group, plan_phases,
+    transfer_learner, unfreeze)
 from nbtransfer.networks import create_network, layer_groups, stages, tensors_of
 from nbtransfer.pretraining import Checkpoint, EarlyStop, Quiet, SkipValid, compute_settings, task_learner
-from nbtransfer.tasks import digits
+from nbtransfer.sources import read_source
+from nbtransfer.tasks import digits, normalization
 
 kinds = {   # small, with dropout and stochastic depth where there is any
     'article_cnn': {}, 'resnet9': dict(width=8),
@@ -66,10 +70,69 @@ class At(Callback):
 
 def find(learn): learn.lr_find(num_it=6, show_plot=False, suggest_funcs=None)
 
+def skip(learn): raise CancelBatchException
+
 def interrupt(learn): raise KeyboardInterrupt
 
 def test_source_that_nobody_knows():
     with saying("'resnet9-lettres'"): transfer_learner(digits(), 'resnet9-lettres')
+
+# What follows from the task and the source
+
+@given(st.integers(1, 200_000))
+def test_batches_fit_the_pictures(n):
+    bs = batch_size_for(n)
+    whole = min(bs, n)   # as the loaders make it
+    assert bs in (4, 8, 16, 32, 64, 128) and n % whole < n / 5
+    assert bs >= 8 or n < 32
+    if n >= 80: assert n // bs >= 10 and (bs == 128 or n // (2 * bs) < 10), 'the largest that makes ten steps'
+
+def test_batches_are_those_of_the_learner():
+    learn = transfer_learner(digits().subset(21), 'resnet9-letters', cbs=[Quiet()])
+    assert learn.dls.bs == batch_size_for(210) == 16 and len(learn.dls.train) == 13
+    assert transfer_learner(digits().subset(1), 'resnet9-letters', cbs=[Quiet()]).dls.bs == 10
+
+def test_no_pictures_no_batches():
+    with saying('batch_size_for: n_train must be at least 1 (got 0)'): batch_size_for(0)
+
+mean, std = [.1, .2, .3], [.4, .5, .6]
+whose = {'card': ('resnet9-letters', {}, None, "the source's, as the card of"), 'stats': ('resnet9-letters', dict(stats=(mean, std)), mean, 'stats='),
+    'timm': ('timm/resnet18', {}, [.485, .456, .406], "timm's pretrained_cfg"),
+    'nobody': ('resnet9', {}, None, "the task's own")}
+
+@pytest.mark.parametrize('case', whose)
+def test_whose_normalisation_it_is(case):
+    name, options, mean, words = whose[case]
+    source = name if '-' in name else create_network(name, 26)
+    learn = transfer_learner(task(), source, cbs=[Quiet()], **options)
+    wanted = mean or (read_source(source).card['mean'] if case == 'card' else task().stats[0])
+    assert normalization(learn.dls)[0] == pytest.approx(list(wanted), abs=1e-6)
+    assert words in learn.record.normalization and '\n' not in learn.record.normalization
+
+def test_a_bare_file_is_normalised_as_its_library_says(tmp_path):
+    file = tmp_path/'stranger.pth'
+    torch.save(create_network('torchvision/resnet18', 10).state_dict(), file)
+    learn = transfer_learner(task(), file, arch='torchvision/resnet18', cbs=[Quiet()])
+    assert normalization(learn.dls)[1] == pytest.approx([.229, .224, .225]) and 'torchvision' in learn.record.normalization
+
+@pytest.mark.parametrize('n_steps, n_epochs', [(1, 200), (6, 34), (13, 16), (66, 4), (67, 3), (391, 3)])
+def test_epochs_that_nobody_asked_for(n_steps, n_epochs):
+    assert default_epochs(SimpleNamespace(dls=SimpleNamespace(train=range(n_steps)))) == n_epochs
+
+def test_epochs_are_said_and_a_plan_goes_first(capsys):
+    learn = transfer_learner(digits().subset(40), 'resnet9-letters', cbs=[Quiet(), SkipValid(), At('before_batch', skip)])
+    fine_tune(learn)
+    assert capsys.readouterr().out == 'fine_tune: 17 epochs of 12 steps, for 204 steps in all; n_epochs= says another number\n'
+    assert learn.record.recipe['n_epochs'] == 17 and learn.record.recipe['task'] == learn.dls.task.name == 'digits-40'
+    plan_phases(learn, 2)
+    fine_tune(learn)
+    assert learn.record.recipe['n_epochs'] == 2 and not capsys.readouterr().out
+
+def test_the_recipe_names_the_task_of_others_learners():
+    theirs = Learner(DataLoaders(*task().dls(16).loaders), network('resnet9', 10), loss_func=CrossEntropyLossFlat(), splitter=layer_groups,
+        cbs=[Quiet(), At('before_batch', skip)])
+    fine_tune(theirs, 1, schedule='together')
+    assert theirs.record.recipe['task'] == task().name
 
 # Freezing
 
@@ -647,8 +710,7 @@ def edit(row=1, **cells):
     def f(plan): return plan.assign(**{n: plan[n].astype(object).where(plan.index != row, v) for n, v in cells.items()})
     return f
 
-bad_plans = {'none': lambda plan: None, 'no phases': lambda plan: plan[:0],
-    'a column less': lambda plan: plan.drop(columns='head'),
+bad_plans = {'no phases': lambda plan: plan[:0], 'a column less': lambda plan: plan.drop(columns='head'),
     'a column more': lambda plan: plan.assign(more=1e-3), 'another name': lambda plan: plan.rename(columns=dict(head='top')),
     'no epochs': lambda plan: plan.drop(columns='epochs'), 'another order': lambda plan: plan[plan.columns[::-1]],
     '0 epochs': edit(epochs=0), '-1 epochs': edit(2, epochs=-1), 'half an epoch': edit(epochs=.5),

@@ -25,13 +25,14 @@ from torch import nn
 from helpers import saying, some, write_folder
 from nbtransfer import pretraining
 from nbtransfer.files import digest
-from nbtransfer.finetuning import Inspector, fine_tune, transfer_learner
+from nbtransfer.finetuning import Inspector, fine_tune, freeze, transfer_learner
 from nbtransfer.folders import image_folder
 from nbtransfer.loaders import TaskSplit
 from nbtransfer.networks import article_cnn, create_network, resnet9
 from nbtransfer.pretraining import (Autocast, Checkpoint, EarlyStop, Quiet, SkipValid, compute_settings, measure_compute, pretrain,
     task_learner)
 from nbtransfer.tasks import digits
+from nbtransfer.weights import save_weights
 
 training = pytest.mark.training   # trains for more than about a second
 
@@ -47,10 +48,12 @@ def unwaited_disk():
 eight = digits().subset(8)
 kinds = pytest.mark.parametrize('precision', [torch.float32, torch.bfloat16], ids=str)
 
-def look(seen, module, args, out): seen.add((out.dtype, args[0].is_contiguous(memory_format=torch.channels_last)))
+def look(seen, module, args, out):
+    if module.training: seen.add((out.dtype, args[0].is_contiguous(memory_format=torch.channels_last)))
+    else: assert out.dtype == torch.float32, 'all that is measured is computed in float32'
 
 def watch(learn):
-    "Types of what the first layer gives, and whether what it gets is channels-last, in all steps"
+    "Types of what the first layer gives while training, and whether what it gets is channels-last; float32 otherwise"
     seen = set()
     next(m for m in learn.model.modules() if isinstance(m, torch.nn.Conv2d)).register_forward_hook(partial(look, seen))
     return seen
@@ -67,6 +70,104 @@ def test_precision_is_that_of_the_layers_and_only_in_the_network(precision):
     assert seen == {(precision, True)} and preds.dtype == torch.float32
     assert {p.dtype for p in learn.model.parameters()} == {torch.float32} and not torch.is_autocast_enabled('cpu')
     assert ('precision=' + str(precision)) in repr(learn.record.compute)
+
+@pytest.mark.parametrize('frozen', [False, True])
+def test_a_reloaded_network_gives_the_same_probabilities(frozen, tmp_path):
+    rounded = compute_settings(precision=torch.bfloat16)
+    learn = transfer_learner(eight, 'resnet9-letters', bs=40, cbs=[Quiet()], compute=rounded)
+    if frozen: freeze(learn)
+    seen = set() if frozen else watch(learn)
+    learn.fit(2)
+    assert frozen or {kind for kind, _ in seen} == {torch.bfloat16}
+    preds, labels = learn.get_preds()
+    save_weights(learn, tmp_path/'w.safetensors')
+    again = transfer_learner(eight, tmp_path/'w.safetensors', head=True, compute=compute_settings(precision=torch.float32), cbs=[Quiet()])
+    assert (again.get_preds()[0] - preds).abs().max() < 1e-6
+    assert abs(again.validate()[0] - learn.validate()[0]) < 1e-5 and learn.curves.rows[-1]['valid_loss'] == pytest.approx(again.validate()[0], abs=1e-5)
+
+@pytest.mark.parametrize('when', ['train', 'valid'])
+def test_rounding_is_checked_where_it_is_asked_for(when):
+    "A layer that forgets to round is found in training, and does as it should in validation"
+    class Own(torch.nn.Linear):
+        def forward(self, x): return super().forward(x).float() if self.training == (when == 'train') else super().forward(x)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Sequential(Own(3 * 32 * 32, 10)))
+    learn = Learner(eight.dls(40), model, loss_func=CrossEntropyLossFlat(), cbs=[Quiet(), Autocast(torch.bfloat16)])
+    if when == 'valid': learn.fit(1)
+    else:
+        with saying('Own gives torch.float32', error=RuntimeError): learn.fit(1)
+
+# Weighted classes, sizes of pictures, tasks without test pictures
+
+def unequal():
+    "Eight pictures of each digit but one, of which there are two"
+    train = eight.splits['train']
+    nines = train[eight.labels[train] == 9]
+    return eight.replaced(splits={**eight.splits, 'train': torch.cat([train[eight.labels[train] != 9], nines[:2]])})
+
+def test_class_weights_are_scikit_learns_and_in_every_loss(tmp_path):
+    task = unequal()
+    learn = pretrain(task, 'article_cnn', 1, class_weights='balanced', smoothing=.2, cbs=[Quiet()])
+    weights = learn.record.class_weights
+    assert weights == pytest.approx([74 / (10 * 8)] * 9 + [74 / (10 * 2)]) and learn.record.recipe['class_weights'] == weights
+    json.dumps(learn.record.recipe)
+    assert learn.loss_func.func.weight.device == next(learn.model.parameters()).device
+    logits, labels = learn.get_preds(act=lambda x: x)
+    theirs = torch.nn.CrossEntropyLoss(weight=torch.tensor(weights), label_smoothing=.2)
+    per_batch = [(theirs(x, y).item(), len(y)) for x, y in zip(logits.split(learn.dls.valid.bs), labels.split(learn.dls.valid.bs))]
+    assert learn.validate()[0] == pytest.approx(sum(loss * n for loss, n in per_batch) / len(labels), abs=1e-4)
+    plain = pretrain(task, 'article_cnn', 1, smoothing=.2, cbs=[Quiet()])
+    assert plain.record.recipe['class_weights'] is None and plain.loss_func.func.weight is None
+    assert not torch.equal(plain.model.head.weight, learn.model.head.weight)
+    tuned = transfer_learner(task, learn, class_weights=[1] * 9 + [3], cbs=[Quiet()])
+    fine_tune(tuned, 1, schedule='together')
+    assert tuned.record.recipe['class_weights'] == [1.] * 9 + [3.]
+
+@pytest.mark.parametrize('weights', ['equal', [1, 2], [1] * 9 + [0], [1] * 9 + [float('nan')], [1] * 9 + [float('inf')], 3, [None] * 10, True])
+def test_class_weights_that_are_none(weights):
+    with saying('weigh_classes: class_weights must be None'): task_learner(eight, article_cnn(10), class_weights=weights)
+
+def test_a_run_with_other_class_weights_is_not_gone_on_with(tmp_path):
+    path = tmp_path/'run.safetensors'
+    def run(resume, weights):
+        learn = task_learner(eight, article_cnn(10), 40, class_weights=weights, cbs=[Quiet(), Checkpoint(path, resume=resume)])
+        learn.fit(1)
+    run(False, 'balanced')
+    run(True, 'balanced')
+    with saying('with class_weights [1.0'): run(True, None)
+
+@pytest.mark.parametrize('arch, size_px, taken', [('resnet9', 7, 8), ('article_cnn', 9, 18), ('timm/vit_tiny_patch16_224', 32, 224)])
+def test_a_size_that_the_network_cannot_take_is_said_before_training(arch, size_px, taken):
+    small = eight.replaced(images=torch.zeros(len(eight.images), size_px, size_px, 3, dtype=torch.uint8))
+    model = create_network(arch, 10).eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with saying(f'pictures of {size_px} px, which it cannot take', f'size_px={taken}'): task_learner(small, model)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items()), 'looking changes nothing'
+    assert not any(module.training for module in model.modules())
+
+def test_looking_at_the_size_draws_no_random_numbers():
+    model = torch.nn.Sequential(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout()), torch.nn.Linear(3 * 32 * 32, 10))
+    torch.manual_seed(0)
+    pretraining._check_size(model, 32, 8)
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+    assert torch.equal(drawn, torch.rand(1))
+
+def test_one_value_a_channel_is_said_before_training():
+    one = eight.replaced(splits={**eight.splits, 'train': eight.splits['train'][:1]})
+    with saying('more than 1 value per channel', 'size_px=33'): task_learner(one, create_network('timm/resnet18', 10))
+
+def test_a_task_without_test_pictures_trains():
+    few = eight.replaced(splits={**eight.splits, 'test': torch.tensor([], dtype=torch.int64)})
+    source = pretrain(few, 'resnet9', 1, width=2, cbs=[Quiet()])
+    learn = fine_tune(transfer_learner(few, source, cbs=[Quiet()]), 2)
+    assert len(learn.dls[2].dataset) == 0 and len(learn.curves.rows) == 2 and 0 <= learn.validate()[1] <= 1
+
+def test_a_folder_without_test_pictures_trains(tmp_path):
+    task = image_folder(write_folder(tmp_path/'pictures', 12), 32, in_memory=False)
+    task = task.replaced(splits={**task.splits, 'test': torch.tensor([], dtype=torch.int64)})
+    learn = task_learner(task, resnet9(task.n_classes, width=2), 4, class_weights='balanced', cbs=[Quiet()])
+    learn.fit(1)
+    assert len(learn.curves.rows) == 1
 
 class Stop(Callback):
     def after_pred(self): raise Broken.error('stopped')
@@ -98,7 +199,7 @@ def test_learners_that_are_made_for_the_user_take_the_settings():
     target = transfer_learner(eight, source, cbs=[Quiet()], compute=compute)
     for learn in (source, target):
         seen = watch(learn)
-        learn.validate()
+        learn.fit(1)
         assert seen == {(torch.bfloat16, False)}
         learn.create_opt()
         assert learn.record.compute == compute and learn.opt.opt.defaults['fused'] is False and is_channels_last(learn.model) == {False}
