@@ -214,7 +214,7 @@ def _locked(cache, n_bytes):
                       f'written in {cache}, which failed ({error}): make room there, or set '
                       'NBTRANSFER_CACHE to another folder') from error
 
-# %% ../nbs/03_folders.ipynb #cache-record-sweep
+# %% ../nbs/03_folders.ipynb #record-decoded
 @dataclass(frozen=True)
 class _Record:
     "What is known of a folder that was read; nothing, if that is damaged"
@@ -242,7 +242,6 @@ def _sweep(cache, days=30):
     for file in unused + cut_off:
         with suppress(OSError): file.unlink()   # Windows keeps what is still mapped
 
-# %% ../nbs/03_folders.ipynb #decoded
 def _decoded(request, cache):
     "Pictures of a folder and what was seen in them, from the cache if they are there"
     now = time.time_ns()
@@ -358,8 +357,8 @@ def _split_level(question, folders):
         if named and not others and len(names) == len(folders): return level
         if named and asked is not True:
             beside = f'not {_some(others)}' if others else 'pictures lie beside them'
-            question.refuse(f'of the folders, {_some(sorted(named))} could be splits, but {beside}: '
-                            'say split_folders=False if they are classes, else move or ignore the '
+            question.refuse(f'folders {_some(sorted(named))} could be splits, but {beside}: say '
+                            'split_folders=False if they are classes, else move or ignore the '
                             "rest, or name all, as in split_folders={'train': 'train', …}")
     if asked:
         question.refuse(f'split_folders is {asked}, and at no depth all folders are such: name '
@@ -1151,7 +1150,7 @@ def image_folder(
     if verbose: print(task.folder)
     return task
 
-# %% ../nbs/03_folders.ipynb #data-missing
+# %% ../nbs/03_folders.ipynb #data-missing-cifar10
 class DataMissing(RuntimeError):
     "Pictures that are not there and could not be fetched, or are not whole"
 
@@ -1171,7 +1170,6 @@ def _cifar(name, url, seed):
     request = _FolderRequest(path, files, name, PictureRule(32), fracs=dict(valid=.1), seed=seed)
     return _memory_task(request, _plan_of_folders(_Question(path, names)))[0]
 
-# %% ../nbs/03_folders.ipynb #cifar10-cifar100
 @lru_cache
 def cifar10(
     seed:int=0, # of the split between train and valid
@@ -1196,7 +1194,6 @@ def cifar100(
     Source: Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images."""
     return _cifar('cifar100', URLs.CIFAR_100, seed)
 
-# %% ../nbs/03_folders.ipynb #task-named
 _TASK_MAKERS = dict(digits=digits, letters=letters, cifar10=cifar10, cifar100=cifar100)
 
 def task_named(
