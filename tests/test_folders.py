@@ -268,7 +268,7 @@ def test_what_is_wrong_is_remembered(pets, cache, settle, no_decoding):
 
 def test_link_to_nothing_is_unreadable(pets, cache):
     (pets/'cat'/'zz.png').symlink_to(pets/'nowhere.png')
-    with pytest.raises(ValueError, match='1 of 25 files cannot be decoded: cat/zz.png'): read(pets, cache)
+    with pytest.raises(ValueError, match=r'1 of 25 files cannot be decoded \(no such file\): cat/zz.png'): read(pets, cache)
     with pytest.warns(UserWarning, match='cat/zz.png'): assert len(read(pets, cache, skip_bad=True).images) == N
 
 def test_folder_that_is_away_for_a_while_keeps_its_pixels(pets, cache, settle, no_decoding):
@@ -614,7 +614,7 @@ def laid(root, *places, n=4):
 
 def given(task):
     "Split → the folders that its pictures come from, by their place"
-    return {split: {task.files[i].parent.as_posix().split('/pets/')[1] for i in numbers.tolist()} for split, numbers in task.splits.items()}
+    return {split: {f'{task.files[i].parent.as_posix()}/'.split('/pets/')[1].rstrip('/') for i in numbers.tolist()} for split, numbers in task.splits.items()}
 
 def both_ways(folder, **kwargs):
     "The task over files, after seeing that the one in memory is the same"
@@ -644,7 +644,7 @@ def test_given_test_pictures_stay_out_of_train(tmp_path):
 
 refused_layouts = {
     'inner folders': (('cat/indoor', 'cat/outdoor', 'dog/indoor'), {}, ('2 folders could name the class', 'class_level=0 for 2 classes (cat, dog)')),
-    'years': (('cat/2023', 'dog/2024'), {}, ('2 folders could name the class', "class_level='path'", '2023/')),
+    'years': (('cat/2023', 'dog/2024'), {}, ('2 folders could name the class', "class_level='path'")),
     'mixed depths': (('cat', 'dog/big', 'dog/small'), {}, ('1 and 2 folders deep', 'class_level=0 for 2 classes (cat, dog)')),
     'class called train': (('bus', 'train'), {}, ('train could be splits', 'but not bus', 'split_folders=False')),
     'class called train in splits': (('train/bus', 'train/train', 'test/bus', 'test/train'), {}, ('split_folders=True',)),
@@ -666,7 +666,7 @@ def test_what_can_be_read_in_two_ways_is_refused_with_its_tree(case, tmp_path):
     for in_memory in (True, False):
         with saying('image_folder: ', *parts): image_folder(folder, in_memory=in_memory, **said)
     if case != 'test only':
-        with saying('What was seen:', 'pets/'): image_folder(folder, **said)
+        with saying('What was seen:\npets/'): image_folder(folder, **said)
 
 resolved_layouts = {
     'outer': (('cat/indoor', 'cat/outdoor', 'dog/indoor'), dict(class_level=0), ['cat', 'dog']),
@@ -682,7 +682,7 @@ resolved_layouts = {
     'splits twice': (('train/train/cat', 'train/train/dog', 'test/test/cat', 'test/test/dog'), {}, ['cat', 'dog']),
     'unlabelled test': (('train/cat', 'train/dog', 'test'), dict(ignore=('test',)), ['cat', 'dog']),
     'names': (tuple(f'{label}.{i:03}.png' for label in ('cat', 'dog') for i in range(4)), dict(labels=r'(\w+)\.\d+'), ['cat', 'dog']),
-    'function': (('images',), dict(labels=lambda path: int(path.stem) % 2), ['0', '1'])}
+    'function': (('images/a', 'images/b'), dict(labels=lambda path: int(path.stem) % 2), ['0', '1'])}
 
 @pytest.mark.parametrize('case', resolved_layouts)
 def test_layout_that_is_plain_or_made_plain(case, tmp_path):
@@ -810,7 +810,7 @@ def test_file_task_takes_what_a_task_takes(both, pets):
     same = [path, str(path), 3, path.read_bytes(), Image.open(path), np.array(Image.open(path))]
     batches = [loaders.test_dl([o]).one_batch()[0] for o in same]
     assert all(torch.equal(o, batches[0]) for o in batches)
-    assert torch.equal(both[0].dls(4, augment=False).test_dl([3]).one_batch()[0], batches[0])
+    assert torch.allclose(both[0].dls(4, augment=False).test_dl([3]).one_batch()[0], batches[0], atol=1e-5)
 
 # Any tree
 
