@@ -337,6 +337,7 @@ def test_mistakes_name_their_files(in_memory, tmp_path, weights):
     mistakes = evaluate(weights, task).mistakes()
     assert len(mistakes) and all(Path(o).is_file() for o in mistakes.picture)
     assert [Path(o).parent.name for o in mistakes.picture] == mistakes['class'].tolist()
+    if in_memory: assert task.replaced(images=task.images.flip(1)).picture_name(3) == '#3'   # other pictures
 
 # Calibration, against plain loops
 
