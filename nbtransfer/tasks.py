@@ -324,6 +324,7 @@ def replaced(self:Task,
     Raises `TypeError` for a part that the task does not have."""
     other = copy(self)
     other.__dict__.pop('stats', None)   # of other pictures
+    if 'images' in changes: other.__dict__.pop('files', None)   # of which they came
     for part, value in changes.items():
         if part not in other.__dict__:
             raise TypeError(f'Task.replaced: {part} is no part of {self.name}; it has '
