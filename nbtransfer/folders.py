@@ -1112,11 +1112,11 @@ def image_folder(
     test_frac:float=.2, # share, or count, to test on, where no `test` is given; 0 for none
     seed:int=0,         # of the split
     mirror:bool=True,   # whether a mirror image keeps its label
-    labels=None,        # table (CSV, TSV, DataFrame), function or regular expression of a path
+    labels:object=None, # table (CSV, TSV, DataFrame), function or regular expression of a path
     columns:dict=None,  # of a table: `file`, `label`, `split` and `group` → name of the column
-    groups=None,        # function or regular expression of a path: no group is divided
-    class_level:int=None, # folder that names the class: 0 the outermost, -1 the last, or `path`
-    split_folders:bool=None, # whether folders are splits; or a dict of folder → split
+    groups:object=None, # function or regular expression of a path: no group is divided
+    class_level:object=None, # folder that names the class: 0 the outermost, -1 the last, or `path`
+    split_folders:object=None, # whether folders are splits; or a dict of folder → split
     ignore:tuple=(),    # patterns of names of files and folders to leave out
     fit:str='crop',     # how a picture becomes a square: `crop`, `pad` or `squish`
     window:tuple=None,  # values that become 0 and 255 where there are more than 8 bits
@@ -1124,7 +1124,7 @@ def image_folder(
     cache:Path=None,    # folder for the decoded pictures; `cache_folder()` if None
     in_memory:bool=None,# whether to hold the pixels in memory; if they fit, if None
     verbose:bool=True,  # whether to print the task's `folder`, a `FolderSummary`
-)->Task:
+)->Task:                # its `folder` is a `FolderSummary`
     """Make a task of a folder of pictures, decoding them once
 
     Raises `ValueError`, with the tree that was seen, for what can be read in two ways, and for
