@@ -630,8 +630,8 @@ def test_split_folders_in_common_spellings(names, wrapped, tmp_path):
     task = both_ways(laid(tmp_path/'pets', *(f'{wrapped}{name}/{label}' for name in names for label in ('cat', 'dog'))))
     assert task.vocab == ['cat', 'dog']
     from_test = {'valid': names[1:2] if names[1][0] in 'eEdDvV' else (), 'test': [o for o in names if o.lower().startswith(('test', 'tst'))]}
-    for split, folders in from_test.items():
-        if folders: assert {o.split('/')[-2] for o in given(task)[split]} == set(folders)
+    for split, tops in from_test.items():
+        if tops: assert {o.split('/')[-2] for o in given(task)[split]} == set(tops)
     assert {o.split('/')[-2] for o in given(task)['train']} == {names[0]}
     if wrapped: assert f'all pictures lie in {wrapped}' in str(task.folder)
 
