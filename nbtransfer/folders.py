@@ -214,7 +214,7 @@ def _locked(cache, n_bytes):
                       f'written in {cache}, which failed ({error}): make room there, or set '
                       'NBTRANSFER_CACHE to another folder') from error
 
-# %% ../nbs/03_folders.ipynb #cache-record-sweep
+# %% ../nbs/03_folders.ipynb #record-decoded
 @dataclass(frozen=True)
 class _Record:
     "What is known of a folder that was read; nothing, if that is damaged"
@@ -242,7 +242,6 @@ def _sweep(cache, days=30):
     for file in unused + cut_off:
         with suppress(OSError): file.unlink()   # Windows keeps what is still mapped
 
-# %% ../nbs/03_folders.ipynb #decoded
 def _decoded(request, cache):
     "Pictures of a folder and what was seen in them, from the cache if they are there"
     now = time.time_ns()
@@ -358,8 +357,8 @@ def _split_level(question, folders):
         if named and not others and len(names) == len(folders): return level
         if named and asked is not True:
             beside = f'not {_some(others)}' if others else 'pictures lie beside them'
-            question.refuse(f'of the folders, {_some(sorted(named))} could be splits, but {beside}: '
-                            'say split_folders=False if they are classes, else move or ignore the '
+            question.refuse(f'folders {_some(sorted(named))} could be splits, but {beside}: say '
+                            'split_folders=False if they are classes, else move or ignore the '
                             "rest, or name all, as in split_folders={'train': 'train', …}")
     if asked:
         question.refuse(f'split_folders is {asked}, and at no depth all folders are such: name '
@@ -1115,11 +1114,11 @@ def image_folder(
     test_frac:float=.2, # share, or count, to test on, where no `test` is given; 0 for none
     seed:int=0,         # of the split
     mirror:bool=True,   # whether a mirror image keeps its label
-    labels=None,        # table (CSV, TSV, DataFrame), function or regular expression of a path
+    labels:object=None, # table (CSV, TSV, DataFrame), function or regular expression of a path
     columns:dict=None,  # of a table: `file`, `label`, `split` and `group` → name of the column
-    groups=None,        # function or regular expression of a path: no group is divided
-    class_level:int=None, # folder that names the class: 0 the outermost, -1 the last, or `path`
-    split_folders:bool=None, # whether folders are splits; or a dict of folder → split
+    groups:object=None, # function or regular expression of a path: no group is divided
+    class_level:object=None, # folder that names the class: 0 the outermost, -1 the last, or `path`
+    split_folders:object=None, # whether folders are splits; or a dict of folder → split
     ignore:tuple=(),    # patterns of names of files and folders to leave out
     fit:str='crop',     # how a picture becomes a square: `crop`, `pad` or `squish`
     window:tuple=None,  # values that become 0 and 255 where there are more than 8 bits
@@ -1127,7 +1126,7 @@ def image_folder(
     cache:Path=None,    # folder for the decoded pictures; `cache_folder()` if None
     in_memory:bool=None,# whether to hold the pixels in memory; if they fit, if None
     verbose:bool=True,  # whether to print the task's `folder`, a `FolderSummary`
-)->Task:
+)->Task:                # its `folder` is a `FolderSummary`
     """Make a task of a folder of pictures, decoding them once
 
     Raises `ValueError`, with the tree that was seen, for what can be read in two ways, and for
@@ -1153,7 +1152,7 @@ def image_folder(
     if verbose: print(task.folder)
     return task
 
-# %% ../nbs/03_folders.ipynb #data-missing
+# %% ../nbs/03_folders.ipynb #data-missing-cifar10
 class DataMissing(RuntimeError):
     "Pictures that are not there and could not be fetched, or are not whole"
 
@@ -1173,7 +1172,6 @@ def _cifar(name, url, seed):
     request = _FolderRequest(path, files, name, PictureRule(32), fracs=dict(valid=.1), seed=seed)
     return _memory_task(request, _plan_of_folders(_Question(path, names)))[0]
 
-# %% ../nbs/03_folders.ipynb #cifar10-cifar100
 @lru_cache
 def cifar10(
     seed:int=0, # of the split between train and valid
@@ -1198,7 +1196,6 @@ def cifar100(
     Source: Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images."""
     return _cifar('cifar100', URLs.CIFAR_100, seed)
 
-# %% ../nbs/03_folders.ipynb #task-named
 _TASK_MAKERS = dict(digits=digits, letters=letters, cifar10=cifar10, cifar100=cifar100)
 
 def task_named(
