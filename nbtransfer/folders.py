@@ -1170,7 +1170,7 @@ def _cifar(name, url, seed):
                           f'has {n_in["train"]:,} and {n_in["test"]:,}: delete that folder and '
                           'call again')
     request = _FolderRequest(path, files, name, PictureRule(32), fracs=dict(valid=.1), seed=seed)
-    return _memory_task(request, _plan_of_folders(_Question(path, names)))[0]
+    return _memory_task(request, _plan_of_folders(_Question(path, names, split_folders=True)))[0]
 
 @lru_cache
 def cifar10(
