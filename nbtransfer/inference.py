@@ -397,7 +397,8 @@ def evaluate(
     temperature = None
     if split != 'valid' and len(task.splits['valid']):
         of_valid = _logits_of(predictor, task, 'valid', bs)
-        temperature = fit_temperature(of_valid, numbers[task.labels[task.splits['valid']]])
+        of_labels = numbers[task.labels[task.splits['valid']]]
+        if (of_valid.argmax(1) != of_labels).any(): temperature = fit_temperature(of_valid, of_labels)
     facts = dict(network=predictor.label, trained_on=_trained_on(predictor), task=task.name,
                  split=split, pictures=len(labels), classes=len(predictor.vocab),
                  rule=str(predictor.rule), task_says=_whether_trained_on(predictor, task))
@@ -503,7 +504,8 @@ def summary(self:Evaluation)->list: # of sentences
                 f'{int(worst.pictures):,} ({worst.low:.1f} to {worst.high:.1f}).')
     df = self.calibration()
     if self.temperature is None:
-        said.append(f'Calibration error: {df.ece[0]:.3f}.')
+        said.append(f'Calibration error: {df.ece[0]:.3f}. No temperature was chosen: that needs '
+                    'mistakes on valid, and another split to test on.')
     else:
         said.append(f'Calibration error: {df.ece[0]:.3f}, and {df.ece[1]:.3f} at temperature '
                     f'{self.temperature:.2f}, which was chosen on valid.')
