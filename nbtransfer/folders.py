@@ -457,14 +457,14 @@ def _class_names(question, splits, rest):
     if len(depths) > 1:
         question.refuse(f'pictures lie {" and ".join(map(str, sorted(depths)))} folders deep: say '
                         f'which names the class: {_options(question, rest)}')
-    n_each = [len({parts[i] for parts in rest}) for i in range(min(depths))]
-    varying = [i for i, n in enumerate(n_each) if n > 1]
+    names_at = [set(names) for names in zip(*rest)]   # of each depth
+    varying = [i for i, names in enumerate(names_at) if len(names) > 1]
     if len(varying) > 1:
         question.refuse(f'{len(varying)} folders could name the class: say which: '
                         f'{_options(question, rest)}')
-    level = varying[0] if varying else len(n_each) - 1
+    level = varying[0] if varying else len(names_at) - 1
     classes = [parts[level] for parts in rest]
-    passed = [printable(rest[0][i]) for i in range(len(n_each)) if i != level]
+    passed = [printable(rest[0][i]) for i in range(len(names_at)) if i != level]
     if not passed: return classes, []
     return classes, [f'folders that all classes have name no class: {", ".join(passed)}']
 
@@ -687,7 +687,7 @@ def _plan_of(question, labels, columns, groups):
     found = _by_name(plan.table.name.tolist(), groups, 'groups')
     return replace(plan, table=plan.table.assign(group=pd.Series(found, dtype=object)))
 
-# %% ../nbs/03_folders.ipynb #grouped-cut
+# %% ../nbs/03_folders.ipynb #grouped-splits
 def _cut_groups(table, frac, seed):
     "Row numbers, whole groups, about `frac` of each class; None if no cut has every class twice"
     n_classes = table.label.nunique()
