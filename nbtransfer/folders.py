@@ -849,7 +849,7 @@ class FolderSummary:
                         'is lost; a larger size_px keeps more')
         return said
 
-# %% ../nbs/03_folders.ipynb #folder-summary-lines
+# %% ../nbs/03_folders.ipynb #summary-counts-text
 def _counts_text(counts, n=12):
     "The table of counts, the classes in the middle left out where there are many"
     total = pd.DataFrame({split: [column.sum()] for split, column in counts.items()}, ['all'])
