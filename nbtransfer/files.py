@@ -404,7 +404,8 @@ _LOST_BITS = ('beyond 8 bits in a {} with colours, of which Pillow gives the upp
 
 _TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
           4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
-          6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90}
+          6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+          8: Image.Transpose.ROTATE_90}
 
 def _orientation(read_exif):
     "How EXIF says that a picture lies, 1 to 8; 1 if what it says is damaged"
