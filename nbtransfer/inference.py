@@ -487,7 +487,7 @@ def plot_calibration(self:Evaluation,
                 f'{calibration_error(self.labels, probs):.3f}')
     ax.set(xlabel='confidence (mean of a bin)', ylabel='accuracy', xlim=(0, 1.02), ylim=(0, 1.02),
            title=f'{self.facts["split"]}, {len(self.labels):,} pictures')
-    ax.legend()
+    ax.legend(loc='lower right')
     return ax
 
 # %% ../nbs/13_inference.ipynb #summary

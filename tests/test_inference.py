@@ -8,7 +8,7 @@ import torch
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from hypothesis import given, strategies as st
-from helpers import saying, some
+from helpers import saying, some, write_folder
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, roc_auc_score
 from torch import nn
@@ -82,6 +82,25 @@ def test_every_kind_of_input_gives_what_the_learner_says(folder, learn, weights)
     close(found.probability.tolist(), [float(probs.max())] * len(kinds))
     assert found.label[0] == learn.predict(file)[0]
     for kind in kinds: assert len(predict(weights, kind)) == 1   # without brackets
+
+def test_rule_of_the_task_travels_with_the_weights(tmp_path):
+    learn = task_learner(made_task(fit='pad', window=(0, 4000)), made_network(), 16, cbs=[Quiet()])
+    path = save_weights(learn, tmp_path/'padded.safetensors')
+    Image.fromarray(np.linspace(0, 4000, 800).reshape(20, 40).astype(np.uint16)).save(tmp_path/'deep.png')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        found, probs = predict(path, tmp_path/'deep.png'), learn.predict(tmp_path/'deep.png')[2]
+    assert Predictor(path).rule == learn.dls.task.rule and found.error[0] == ''
+    close(found.probability.tolist(), [float(probs.max())])
+
+@pytest.mark.parametrize('in_memory', [False, True])
+def test_learner_of_a_folder(in_memory, tmp_path):
+    write_folder(tmp_path/'photos', 30)
+    task = image_folder(tmp_path/'photos', SIZE, in_memory=in_memory, cache=tmp_path/'cache')
+    learn = task_learner(task, made_network(2), 8, cbs=[Quiet()])
+    found = evaluate(learn, task)
+    close(found.probs, learn.get_preds(dl=learn.dls.loaders[2])[0])
+    assert 'is the task' in found.facts['task_says']
 
 def test_network_that_trains_goes_on_training(task, learn):
     learn.model.train()
