@@ -486,7 +486,8 @@ def _source_and_target(nb, args):
     "A function that gives the source, which may have to be trained first, and the target task"
     if not _is_task(args.source):
         source = _weights_source(nb, args)
-        task = _task(nb, args.target, args, _asked_rule(nb, args, _source_size(nb, source)))
+        size_px = args.size or _source_size(nb, source)
+        task = _task(nb, args.target, args, _asked_rule(nb, args, size_px))
         _say_if_small(source, task)
         return lambda: source, task
     rule = _asked_rule(nb, args, 32)
@@ -854,7 +855,8 @@ def _is_known(error):
     return any(name in str(error) for name in ours)
 
 _OPTIONS = {'skip_bad=True': '--skip-bad', 'valid_frac': '--valid', 'test_frac': '--test',
-            'class_level=': '--class-level ', 'split_folders=True': '--split-folders yes',
+            'class_level=': '--class-level ', 'class_level': '--class-level',
+            'split_folders=True': '--split-folders yes',
             'split_folders=False': '--split-folders no', 'ignore=': '--ignore ',
             'labels=': '--labels ', 'groups=': '--groups ', 'window=': '--window '}
 
