@@ -430,7 +430,6 @@ def test_folder_that_cannot_be_written_in(refused, tmp_path):
 @pytest.fixture
 def planned(pictures, monkeypatch, tmp_path):
     "A function that types `finetune` and returns source, task and budget as they stand before anything is trained"
-    import nbtransfer.all as library
     monkeypatch.chdir(tmp_path)
     def type_it(line, target=pictures, source='resnet9-letters'):
         found = []
