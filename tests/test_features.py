@@ -26,11 +26,7 @@ from nbtransfer.features import Features, body_features, head_learner, linear_pr
 from nbtransfer.finetuning import freeze, transfer_learner
 from nbtransfer.folders import FileTask, image_folder
 from nbtransfer.loaders import TaskSplit
-<<<<<<< HEAD
-from nbtransfer.networks import body_and_head, article_cnn, create_network, layer_groups, resnet9
-=======
 from nbtransfer.networks import article_cnn, body_and_head, create_network, layer_groups, resnet9
->>>>>>> e722964c5a420e489e137a3592a5560ef9ddc5f9
 from nbtransfer.pretraining import Checkpoint, Quiet, SkipValid, compute_settings, task_learner
 from nbtransfer.tasks import Task, digits, normalization
 
