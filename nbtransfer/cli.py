@@ -61,8 +61,8 @@ def _add_rule(group):
                 'network was made for; 32 for a new one)', type=int, metavar='PX')
     _add_option(group, '--fit', 'crop', 'how a picture becomes a square', metavar='HOW',
                 choices=('crop', 'pad', 'squish'))
-    _add_option(group, '--window', None, 'values that become black and white, of pictures with more '
-                'than 8 bits', type=float, metavar=('LOW', 'HIGH'), nargs=2)
+    _add_option(group, '--window', None, 'values that become black and white, of pictures with '
+                'more than 8 bits', type=float, metavar=('LOW', 'HIGH'), nargs=2)
 
 def _add_folder(command):
     "How a folder of pictures is read"
@@ -706,6 +706,8 @@ def _evaluate(args):
     result = nb.evaluate(predictor, task, split, args.batch_size)
     page = result.report(args.out/'report.html')
     print(f'{result}\nall of it in {page}')
+    if predictor.card.get('task_sha256') != task.fingerprint() and args.split == 'test':
+        print('If the network has seen none of these pictures, --split all tests on more of them.')
 
 def _export(args):
     nb = _library()
@@ -829,7 +831,7 @@ def _parser():
 # %% ../nbs/26_cli.ipynb #main
 def main(
     argv:list=None, # arguments after the program's name; those of the process if None
-)->int:             # exit code: 0; 1: some pictures failed; 2: bad input; 130: interrupted; 141: cut
+)->int:             # exit code: 0, 1 if some pictures failed, 2 for bad input, 130 if interrupted
     "Run the command line"
     args = _parser().parse_args(argv)
     args.argv = list(sys.argv[1:] if argv is None else argv)
