@@ -282,7 +282,7 @@ def _through_window(values, window):
 _OTHER_ORDER = dict(B='L', L='B', N='B' if sys.byteorder == 'little' else 'L')
 
 def _decoded_as(data, rawmode):
-    "Bytes of a picture's first frame, unpacked in another way; a function of the usual one says how"
+    "Bytes of a picture's first frame, unpacked as a function of the usual way says"
     image = Image.open(io.BytesIO(data))
     tiles = []
     for tile in image.tile:

@@ -687,7 +687,7 @@ def _plan_of(question, labels, columns, groups):
     found = _by_name(plan.table.name.tolist(), groups, 'groups')
     return replace(plan, table=plan.table.assign(group=pd.Series(found, dtype=object)))
 
-# %% ../nbs/03_folders.ipynb #grouped-cut
+# %% ../nbs/03_folders.ipynb #grouped-splits
 def _cut_groups(table, frac, seed):
     "Row numbers, whole groups, about `frac` of each class; None if no cut has every class twice"
     n_classes = table.label.nunique()
@@ -695,51 +695,6 @@ def _cut_groups(table, frac, seed):
     fewest = max(2, int(table.groupby('label')['group'].nunique().min()))   # of any class
     tries = [asked] * 5 + [min(asked, fewest)] * 5   # where groups are few, a larger share
     for attempt, n_parts in enumerate(tries):
-        folds = StratifiedGroupKFold(n_parts, shuffle=True, random_state=seed + attempt)
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')   # of classes with fewer pictures than parts
-            try: cuts = list(folds.split(table.name, table.label, table.group))
-            except ValueError: return None
-        good = []
-        for rest, cut in cuts:
-            kept = min(table.label.iloc[part].nunique() for part in (rest, cut))
-            if kept == n_classes: good.append(cut)
-        if good: return min(good, key=lambda cut: abs(len(cut) - frac * len(table)))
-    return None
-
-def _check_groups(table):
-    "Refuse groups that are in more than one of the splits that were given"
-    n_each = table.groupby('group')['split'].nunique()
-    torn = n_each.index[n_each > 1].tolist()
-    if torn:
-        raise ValueError(f'image_folder: {len(torn)} groups stand in more than one split: '
-                         f'{_some(torn)}; pictures of one group must stay together')
-
-def _grouped_splits(table, fracs, seed):
-    "The table with its missing splits cut, no group divided"
-    _check_groups(table)
-    table = table.copy()
-    n = int((table.split == 'train').sum())
-    for split, frac in fracs.items():
-        if frac == 0: continue
-        pool = table[table.split == 'train']
-        share = frac / len(pool) if isinstance(frac, Integral) else frac * n / len(pool)
-        cut = _cut_groups(pool, share, seed)
-        if cut is None:
-            few = pool.groupby('label')['group'].nunique()
-            raise ValueError(f'image_folder: no {split} split could be cut that keeps groups whole '
-                             f'and has every class; {few.idxmin()} has only {few.min()} groups: '
-                             'more pictures, or other groups, are needed')
-        table.loc[pool.index[cut], 'split'] = split
-    return table
-
-# %% ../nbs/03_folders.ipynb #grouped-splits
-def _cut_groups(table, frac, seed):
-    "Row numbers, whole groups, about `frac` of each class; None if no cut has every class twice"
-    n_classes = table.label.nunique()
-    n_parts = min(max(2, round(1 / frac)), table.group.nunique())
-    if n_parts < 2: return None
-    for attempt in range(10):
         folds = StratifiedGroupKFold(n_parts, shuffle=True, random_state=seed + attempt)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')   # of classes with fewer pictures than parts

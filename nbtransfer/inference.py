@@ -398,7 +398,8 @@ def evaluate(
     if split != 'valid' and len(task.splits['valid']):
         of_valid = _logits_of(predictor, task, 'valid', bs)
         of_labels = numbers[task.labels[task.splits['valid']]]
-        if (of_valid.argmax(1) != of_labels).any(): temperature = fit_temperature(of_valid, of_labels)
+        has_mistakes = (of_valid.argmax(1) != of_labels).any()
+        if has_mistakes: temperature = fit_temperature(of_valid, of_labels)
     facts = dict(network=predictor.label, trained_on=_trained_on(predictor), task=task.name,
                  split=split, pictures=len(labels), classes=len(predictor.vocab),
                  rule=str(predictor.rule), task_says=_whether_trained_on(predictor, task))
