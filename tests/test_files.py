@@ -435,7 +435,7 @@ def test_grey_arrays_of_every_shape():
     (noise(1, 8, 3), TypeError, ('(1, 8, 3) could be channels first or last',)), (noise(5), TypeError, ('(5,) is no picture',)), (noise(0, 8, 3), TypeError, ('(0, 8, 3) is no picture',)), (noise(0, 0), TypeError, ('is no picture',)),
     (noise(2, 8, 8, 3), TypeError, ('(2, 8, 8, 3) is no picture',)), (None, TypeError, ('NoneType is no picture',)),
     ([1, 2], TypeError, ('list is no picture', 'a path, the bytes of a file, a PIL image')), (io.BytesIO(), TypeError, ('BytesIO is no picture',))],
-    ids=lambda item: None if isinstance(item, (np.ndarray, torch.Tensor)) else str(item)[:40])
+    ids=lambda item: None if isinstance(item, (np.ndarray, torch.Tensor, io.BytesIO)) else str(item)[:40])
 def test_what_is_no_picture_or_could_be_read_in_two_ways(item, error, words):
     with saying('read_pictures: ', *words, error=error): read_pictures([item], PictureRule(8))
 

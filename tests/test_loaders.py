@@ -231,7 +231,8 @@ def test_every_way_to_give_a_picture_gives_the_same_answer(in_memory, fit, photo
     (np.random.rand(32, 32, 3), ValueError, 'array of float64, .* is not guessed at'), (torch.rand(3, 32, 32), ValueError, 'array of float32, .* is not guessed at'),
     (np.zeros((32, 32), np.uint16), ValueError, 'array of uint16, 0 to 0, is not guessed at'), (np.zeros(7, np.uint8), TypeError, 'is no picture; take a path'),
     ('none.jpg', ValueError, 'none.jpg cannot be read: no such file'), (b'no picture', ValueError, 'bytes object is no picture, or is cut short'),
-    (None, TypeError, 'NoneType is no picture')], ids=str)
+    (None, TypeError, 'NoneType is no picture')],
+    ids=['floats', 'float tensor', 'uint16', 'row', 'no file', 'bytes', 'none'])
 def test_what_cannot_be_read_for_sure_is_one_line(in_memory, picture, error, words, photos, tmp_path):
     task = image_folder(photos, 32, in_memory=in_memory, cache=tmp_path)
     dls = task.dls(4)
