@@ -539,6 +539,12 @@ def test_no_test_pictures(typed, pictures, tmp_path):
     assert facts['recipe']['class_weights']
 
 @pytest.mark.training
+def test_compare_with_class_weights(typed, pictures, tmp_path):
+    folder = shlex.quote(str(pictures))
+    typed(f"compare --source resnet9-letters --target {folder} --epochs 1 --seeds 2 --strategies 'head only' --weights balanced")
+    assert len(load_comparison(tmp_path/'nbtransfer-compare'/'runs').runs) == 2
+
+@pytest.mark.training
 def test_bare_file_with_arch(typed, pictures, tmp_path):
     import torch
     torch.save(create_network('resnet9', 5).state_dict(), tmp_path/'bare.pth')
@@ -609,6 +615,8 @@ def test_evaluate(tuned, pictures, tmp_path, monkeypatch, capsys):
     assert names(tmp_path/'nbtransfer-evaluate') == {'report.html'}
     assert cli.main([*line, '--split', 'all', '--test', '0', '--out', 'other']) == 0
     assert 'other pictures or splits' in capsys.readouterr().out
+    assert cli.main([*line, '--test', '.5', '--out', 'third']) == 0
+    assert '--split all' in capsys.readouterr().out
 
 @pytest.mark.training
 @pytest.mark.parametrize('format, ending', cli._FORMATS.items())
