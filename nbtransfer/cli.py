@@ -96,7 +96,7 @@ def _add_results(command, name):
     _add_flag(group, '--overwrite', 'write into a folder that has files already')
     return group
 
-# %% ../nbs/26_cli.ipynb #add-recipe-tuning
+# %% ../nbs/26_cli.ipynb #add-recipe-search
 _AUGMENT = 'article', 'crop', 'none'
 _PASSES = 'passes over the training pictures'
 _LABELS = 'labels of each class to use, 0 for all'
@@ -122,6 +122,28 @@ def _add_recipe(command):
     _add_option(group, '--batch-size', 128, 'pictures in a batch')
     return group
 
+def _add_search(command):
+    "Which ways are compared, and how their rates are searched"
+    group = command.add_argument_group('comparing')
+    names = ['scratch', 'copy and tune', 'head only', 'head first']
+    _add_option(group, '--strategies', names, f'ways of training, of {", ".join(_STRATEGIES)}',
+                type=str, metavar='NAME', nargs='+')
+    _add_option(group, '--epochs', None, f'{_PASSES}; as many as make --steps if left out',
+                type=int)
+    _add_option(group, '--steps', 200, 'least number of training steps')
+    _add_option(group, '--per-class', [0], f'{_LABELS}; several to compare', type=int, nargs='+')
+    _add_option(group, '--seeds', 3, 'number of seeds, from 0')
+    _add_option(group, '--batch-size', 128, 'pictures in a batch')
+    _add_option(group, '--weights', None, 'balanced: every class counts alike in the loss',
+                metavar='HOW', choices=('balanced',), type=str)
+    _add_option(group, '--rates', None, 'top learning rates to choose from on valid, each way by '
+                'itself; no search if left out', type=float, metavar='LR', nargs='+')
+    _add_option(group, '--trial-epochs', None,
+                'epochs of a trial in that search (default: as of a run)', type=int)
+    _add_option(group, '--looks', 5, 'looks at valid on the way of a run')
+    _add_option(group, '--jobs', 1, 'runs side by side')
+
+# %% ../nbs/26_cli.ipynb #add-carried-tuning
 def _add_carried(command):
     "From where parameters are carried"
     group = command.add_argument_group('what is carried')
@@ -149,27 +171,6 @@ def _add_tuning(command):
                 'few its pictures', metavar='HOW', choices=('balanced',), type=str)
     _add_option(group, '--per-class', 0, _LABELS)
     _add_option(group, '--seeds', 1, 'number of seeds, from 0')
-
-def _add_search(command):
-    "Which ways are compared, and how their rates are searched"
-    group = command.add_argument_group('comparing')
-    names = ['scratch', 'copy and tune', 'head only', 'head first']
-    _add_option(group, '--strategies', names, f'ways of training, of {", ".join(_STRATEGIES)}',
-                type=str, metavar='NAME', nargs='+')
-    _add_option(group, '--epochs', None, f'{_PASSES}; as many as make --steps if left out',
-                type=int)
-    _add_option(group, '--steps', 200, 'least number of training steps')
-    _add_option(group, '--per-class', [0], f'{_LABELS}; several to compare', type=int, nargs='+')
-    _add_option(group, '--seeds', 3, 'number of seeds, from 0')
-    _add_option(group, '--batch-size', 128, 'pictures in a batch')
-    _add_option(group, '--weights', None, 'balanced: every class counts alike in the loss',
-                metavar='HOW', choices=('balanced',), type=str)
-    _add_option(group, '--rates', None, 'top learning rates to choose from on valid, each way by '
-                'itself; no search if left out', type=float, metavar='LR', nargs='+')
-    _add_option(group, '--trial-epochs', None,
-                'epochs of a trial in that search (default: as of a run)', type=int)
-    _add_option(group, '--looks', 5, 'looks at valid on the way of a run')
-    _add_option(group, '--jobs', 1, 'runs side by side')
 
 # %% ../nbs/26_cli.ipynb #add-options
 def _add_use(command, name):
@@ -431,7 +432,7 @@ def _few_of(task, args, seed):
     "The task with as many labels as were asked for"
     return task.subset(args.per_class, seed) if args.per_class else task
 
-# %% ../nbs/26_cli.ipynb #source-and-target
+# %% ../nbs/26_cli.ipynb #weights-source
 def _width(args): return dict(width=args.width) if getattr(args, 'width', None) else {}
 
 def _check_network(nb, args, arch, task):
@@ -471,6 +472,7 @@ def _source_size(nb, source):
     raise ValueError('neither the source nor a library says for which size of pictures it was '
                      'made: pass --size')
 
+# %% ../nbs/26_cli.ipynb #source-and-target
 def _trained_source(nb, args, task):
     "Pretrain on a source task and keep the weights"
     path = args.out/'source.safetensors'

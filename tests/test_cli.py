@@ -420,10 +420,13 @@ def test_strategies_are_those_of_compare():
     from nbtransfer.comparison import STRATEGIES
     assert cli._STRATEGIES == tuple(STRATEGIES)
 
-@pytest.mark.skipif(os.geteuid() == 0, reason='root may write anywhere')
-def test_folder_that_cannot_be_written_in(refused, tmp_path):
+def test_folder_that_cannot_be_written_in(refused, tmp_path, monkeypatch):
     (tmp_path/'closed').mkdir(mode=0o500)
-    assert 'closed cannot be written in' in refused(f'{TO_DIGITS} --out closed/new')
+    real = os.access
+    monkeypatch.setattr('os.access', lambda path, mode: Path(path).name != 'closed' and real(path, mode))   # root may, else
+    for line in (f'{TO_DIGITS} --out closed/new', 'evaluate resnet9-letters --target digits --out closed/new'):
+        assert 'closed cannot be written in' in refused(line)
+    assert 'closed is no folder that you may write in' in refused('predict resnet9-letters x.jpg --csv closed/a.csv')
 
 # Options of a folder, and of fine-tuning
 
@@ -539,6 +542,12 @@ def test_no_test_pictures(typed, pictures, tmp_path):
     assert facts['recipe']['class_weights']
 
 @pytest.mark.training
+def test_compare_with_class_weights(typed, pictures, tmp_path):
+    folder = shlex.quote(str(pictures))
+    typed(f"compare --source resnet9-letters --target {folder} --epochs 1 --seeds 2 --strategies 'head only' --weights balanced")
+    assert len(load_comparison(tmp_path/'nbtransfer-compare'/'runs').runs) == 2
+
+@pytest.mark.training
 def test_bare_file_with_arch(typed, pictures, tmp_path):
     import torch
     torch.save(create_network('resnet9', 5).state_dict(), tmp_path/'bare.pth')
@@ -609,6 +618,8 @@ def test_evaluate(tuned, pictures, tmp_path, monkeypatch, capsys):
     assert names(tmp_path/'nbtransfer-evaluate') == {'report.html'}
     assert cli.main([*line, '--split', 'all', '--test', '0', '--out', 'other']) == 0
     assert 'other pictures or splits' in capsys.readouterr().out
+    assert cli.main([*line, '--test', '.5', '--out', 'third']) == 0
+    assert '--split all' in capsys.readouterr().out
 
 @pytest.mark.training
 @pytest.mark.parametrize('format, ending', cli._FORMATS.items())
