@@ -505,8 +505,8 @@ def summary(self:Evaluation)->list: # of sentences
                 f'{int(worst.pictures):,} ({worst.low:.1f} to {worst.high:.1f}).')
     df = self.calibration()
     if self.temperature is None:
-        said.append(f'Calibration error: {df.ece[0]:.3f}. No temperature was chosen: that needs '
-                    'mistakes on valid, and another split to test on.')
+        said.append(f'Calibration error: {df.ece[0]:.3f}. No temperature was chosen: that takes '
+                    'wrong answers on valid, and another split to test on.')
     else:
         said.append(f'Calibration error: {df.ece[0]:.3f}, and {df.ece[1]:.3f} at temperature '
                     f'{self.temperature:.2f}, which was chosen on valid.')
