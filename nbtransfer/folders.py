@@ -848,6 +848,8 @@ class FolderSummary:
             width, height = self.sizes[1]
             said.append(f'pictures of {width}×{height} become {self.rule.size_px} px: fine detail '
                         'is lost; a larger size_px keeps more')
+        if max(self.sizes[1]) < self.rule.size_px:
+            said.append(f'most pictures are smaller than {self.rule.size_px} px and are enlarged')
         return said
 
 # %% ../nbs/03_folders.ipynb #summary-counts-text
@@ -1090,9 +1092,20 @@ def _is_held(n_bytes, in_memory):
     return False
 
 # %% ../nbs/03_folders.ipynb #task-of
+def _cut_in_words(table, fracs, seed):
+    "Sentences on how the splits that were not given were made"
+    parts = [f'{split} ({frac} pictures)' if isinstance(frac, Integral) else f'{split} ({frac:.0%})'
+             for split, frac in fracs.items() if frac != 0]
+    n_groups = table.group.nunique()
+    how = f'each of {n_groups:,} groups whole' if n_groups else 'within each class'
+    said = [f'{" and ".join(parts)} drawn at random, {how}, seed {seed}'] if parts else []
+    if fracs.get('test') == 0: said.append('there is no test split, as was asked')
+    return said
+
 def _task_of(request, plan, ignored, *, cache=None, in_memory=None):
     "The task, and with it what is said of its folder; what cannot be split is refused first"
-    _check_fracs(_missing_fracs(plan.table, request.fracs))
+    fracs = _missing_fracs(plan.table, request.fracs)
+    _check_fracs(fracs)
     _labels_and_splits(request, plan.table)   # raises
     if _is_held(request.n_bytes, in_memory): task, seen = _memory_task(request, plan, cache)
     else: task, seen = _files_task(request, plan)
@@ -1100,8 +1113,8 @@ def _task_of(request, plan, ignored, *, cache=None, in_memory=None):
     for name, (fault, _) in seen.bad.items(): unread[f'not read, {fault}'].append(name)
     task.folder = FolderSummary(
         request.name, task.counts(), request.rule, request.mirror, sizes=_middle_sizes(seen.sizes),
-        decided=plan.decided, converted=seen.kinds, ignored=dict(ignored),
-        left_out={**plan.left_out, **unread})
+        decided=[*plan.decided, *_cut_in_words(plan.table, fracs, request.seed)],
+        converted=seen.kinds, ignored=dict(ignored), left_out={**plan.left_out, **unread})
     return task
 
 # %% ../nbs/03_folders.ipynb #image-folder
