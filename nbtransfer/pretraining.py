@@ -394,7 +394,8 @@ def _fault_of_size(model, size_px, n, device):
     "What PyTorch says if `n` pictures cannot go through the network; None if they can"
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     copies = {name: tensor.detach().to(device, copy=True) for name, tensor in tensors.items()}
-    try: functional_call(model, copies, torch.zeros(n, 3, size_px, size_px, device=device))
+    try: functional_call(model, copies, torch.zeros(n, 3, size_px, size_px, device=device),
+                          tie_weights=False)
     except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error: return error
     return None
 

@@ -335,7 +335,7 @@ def test_file_task_trains_and_shows(both, tmp_path):
     learn.fit(1)
     assert learn.predict(file.files[0])[0] in file.vocab and len(learn.validate(2)) == 2
     learn.dls.show_batch(max_n=2)
-    assert inference_card(learn.dls).keys() == {'vocab', 'size_px', 'mean', 'std'}
+    assert inference_card(learn.dls).keys() == {'vocab', 'size_px', 'mean', 'std', 'fit', 'window'}
     save_weights(learn, tmp_path/'a.safetensors')
 
 def test_file_task_orders_by_seed(both):
