@@ -225,14 +225,21 @@ def _add_options(command, name):
                 'CC-BY-4.0 (default: none is granted)', type=str, metavar='SPDX')
 
 # %% ../nbs/26_cli.ipynb #check-out
+def _check_writable(folder):
+    "Refuse a folder in which no file can be made"
+    try:
+        with tempfile.TemporaryFile(dir=folder): pass
+    except OSError as error:
+        raise ValueError(f'{folder} cannot be written in ({error.strerror}): name another place '
+                         'with --out') from error
+
 def _check_out(args):
     "Refuse a folder that holds something already, or that nothing can be written in"
     above = [args.out, *args.out.absolute().parents]
     there = next(path for path in above if path.exists())
     if not there.is_dir():
         raise ValueError(f'{there} is a file, and results need a folder: name another')
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f'{there} cannot be written in: name another folder with --out')
+    _check_writable(there)
     if getattr(args, 'resume', False):
         kept = 'runs.json' if args.command == 'compare' else 'checkpoint-*.safetensors'
         if any(args.out.glob(kept)): return
@@ -249,8 +256,8 @@ def _check_file(file, overwrite):
     if file.exists() and not overwrite:
         raise ValueError(f'{file} is there already: name another file, or pass --overwrite')
     folder = file.absolute().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise ValueError(f'{file} cannot be written: {folder} is no folder that you may write in')
+    if not folder.is_dir(): raise ValueError(f'{file} cannot be written: there is no {folder}')
+    _check_writable(folder)
 
 # %% ../nbs/26_cli.ipynb #check-numbers
 _COUNTS = ('epochs', 'source_epochs', 'trial_epochs', 'seeds', 'batch_size', 'size', 'width',

@@ -691,10 +691,9 @@ def _plan_of(question, labels, columns, groups):
 def _cut_groups(table, frac, seed):
     "Row numbers, whole groups, about `frac` of each class; None if no cut has every class twice"
     n_classes = table.label.nunique()
-    asked = max(2, round(1 / frac))
-    fewest = max(2, int(table.groupby('label')['group'].nunique().min()))   # of any class
-    tries = [asked] * 5 + [min(asked, fewest)] * 5   # where groups are few, a larger share
-    for attempt, n_parts in enumerate(tries):
+    n_most = min(max(2, round(1 / frac)), table.group.nunique())
+    tries = [n_parts for n_parts in range(n_most, 1, -1) for _ in range(3)]
+    for attempt, n_parts in enumerate(tries):   # where groups are few, a larger share
         folds = StratifiedGroupKFold(n_parts, shuffle=True, random_state=seed + attempt)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')   # of classes with fewer pictures than parts
@@ -870,7 +869,7 @@ def __str__(self:FolderSummary):
     seen = sizes[0] if len(set(sizes)) == 1 else f'{sizes[0]} to {sizes[2]}, middle {sizes[1]}'
     lines.append(f'pictures: {seen}; {rule.fit} to {rule.size_px}×{rule.size_px} px, '
                  f'{"mirrored" if self.mirror else "not mirrored"} in training')
-    if rule.window: lines.append(f'window: {rule.window[0]} becomes black, {rule.window[1]} white')
+    if rule.window: lines.append(f'window: up to {rule.window[0]} is black, from {rule.window[1]} on white')
     lines += [f'decided: {sentence}' for sentence in self.decided]
     for kind, names in self.converted.items():
         lines.append(f'converted: {describe_kinds([kind] * len(names))}: {_some(names)}')
@@ -1035,6 +1034,7 @@ def _memory_task(request, plan, cache=None):
     def same(i, j): return torch.equal(images[i], images[j])
     kept = drop_repeated(splits, facts[:, 6].tolist(), same)
     _note_twins(plan, names, splits, kept)
+    _note_two_labels(plan, names, facts[:, 6].tolist(), labels)
     rule = request.rule
     task = _DecodedTask(request.name, images, labels, vocab, splits=kept, mirror=request.mirror,
                         fit=rule.fit, window=rule.window)
@@ -1052,6 +1052,17 @@ def _note_twins(plan, files, splits, kept):
     plan.left_out['also in another split'] = names
     warnings.warn(f'image_folder: left out {len(names)} pictures that also stand, pixel for pixel, '
                   f'in another split: {_some(names)}')
+
+def _note_two_labels(plan, files, keys, labels):
+    "Say which pictures stand under more than one label"
+    first = {}   # what stands for a picture → its first file and label
+    others = []
+    for file, key, label in zip(files, keys, labels.tolist()):
+        known_file, known_label = first.setdefault(key, (file, label))
+        if label != known_label: others.append(f'{file} is {known_file}')
+    if others:
+        plan.decided.append(f'{len(others)} pictures have another label elsewhere, and one of the '
+                            f'two is wrong: {_some(others)}')
 
 # %% ../nbs/03_folders.ipynb #files-task
 def _file_keys(request, names):
@@ -1075,8 +1086,10 @@ def _files_task(request, plan):
     request = replace(request, files=[file for file in request.files if file.name in readable])
     table = plan.table[plan.table.name.isin(names)].reset_index(drop=True)
     labels, vocab, splits = _labels_and_splits(request, table)
-    kept = drop_repeated(splits, _file_keys(request, names))
+    keys = _file_keys(request, names)
+    kept = drop_repeated(splits, keys)
     _note_twins(plan, names, splits, kept)
+    _note_two_labels(plan, names, keys, labels)
     rule = request.rule
     task = FileTask(request.name, [request.path/name for name in names], labels, vocab, splits=kept,
                     size_px=rule.size_px, mirror=request.mirror, fit=rule.fit, window=rule.window)

@@ -386,10 +386,10 @@ TO_DIGITS = 'finetune --source resnet9-letters --target digits'
     ('finetune --target PICTURES --source bare.pth --arch resnet99', "'resnet99'"),
     ('finetune --target PICTURES --source bare.pth --arch resnet9', '--size'),
     ('predict resnet9-letters --top 99 x.jpg', '`top` must be'), ('predict nobody x.jpg', "'nobody'"),
-    ('predict resnet9-letters x.jpg --csv nowhere/a.csv', 'no folder that you may write in'),
+    ('predict resnet9-letters x.jpg --csv nowhere/a.csv', 'cannot be written: there is no'),
     ('evaluate resnet9-letters --target digits', 'does not know'),
     ('export resnet9-letters --out a.pt', 'must end in .onnx'),
-    ('export resnet9-letters --out nowhere/a.onnx', 'no folder that you may write in')])
+    ('export resnet9-letters --out nowhere/a.onnx', 'cannot be written: there is no')])
 def test_refused(line, part, pictures, refused):
     import torch
     torch.save(create_network('resnet9', 3, width=2).state_dict(), 'bare.pth')
@@ -421,12 +421,19 @@ def test_strategies_are_those_of_compare():
     assert cli._STRATEGIES == tuple(STRATEGIES)
 
 def test_folder_that_cannot_be_written_in(refused, tmp_path, monkeypatch):
-    (tmp_path/'closed').mkdir(mode=0o500)
-    real = os.access
-    monkeypatch.setattr('os.access', lambda path, mode: Path(path).name != 'closed' and real(path, mode))   # root may, else
-    for line in (f'{TO_DIGITS} --out closed/new', 'evaluate resnet9-letters --target digits --out closed/new'):
-        assert 'closed cannot be written in' in refused(line)
-    assert 'closed is no folder that you may write in' in refused('predict resnet9-letters x.jpg --csv closed/a.csv')
+    (tmp_path/'closed').mkdir()
+    real = cli.tempfile.TemporaryFile
+    def closed(dir): # root may write anywhere
+        if Path(dir).name == 'closed': raise PermissionError(13, 'Permission denied')
+        return real(dir=dir)
+    monkeypatch.setattr(cli.tempfile, 'TemporaryFile', closed)
+    for line in (f'{TO_DIGITS} --out closed/new', 'evaluate resnet9-letters --target digits --out closed/new',
+            'predict resnet9-letters x.jpg --csv closed/a.csv', 'export resnet9-letters --out closed/a.onnx'):
+        assert 'closed cannot be written in (Permission denied)' in refused(line)
+
+@pytest.mark.skipif(not Path('/proc/self').exists(), reason='a folder that nobody can write in')
+def test_folder_of_the_system_that_nobody_can_write_in(refused):
+    assert '/proc cannot be written in' in refused(f'{TO_DIGITS} --out /proc/new')
 
 # Options of a folder, and of fine-tuning
 

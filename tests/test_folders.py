@@ -11,7 +11,7 @@ from fastai.data.external import fastai_cfg
 from hypothesis import given as given_, strategies as st
 from PIL import Image
 from forked import Forked, die, needs_fork, wait_for
-from helpers import ROOT, saying, some
+from helpers import ROOT, saying, some, write_folder
 from nbtransfer import files as files_module, folders
 from nbtransfer.files import PictureRule, digest, read_pictures
 from nbtransfer.folders import DataMissing, FileTask, cifar10, cifar100, image_folder, task_named
@@ -838,3 +838,27 @@ def test_any_tree_is_a_task_or_an_error(tree, tmp_path_factory): holds_for_any_t
 @some(1500)
 @given_(tree=trees)
 def test_many_trees(tree, tmp_path_factory): holds_for_any_tree(tree, tmp_path_factory)
+
+@pytest.mark.parametrize('in_memory', [True, False])
+def test_picture_under_two_labels_is_named(in_memory, tmp_path):
+    folder = write_folder(tmp_path/'pets', 20)
+    shutil.copy(sorted((folder/'cat').iterdir())[0], folder/'dog'/'also.png')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')   # it may stand in another split, too
+        task = image_folder(folder, in_memory=in_memory, cache=tmp_path/'cache', verbose=False)
+    assert '1 pictures have another label elsewhere' in str(task.folder) and 'dog/also.png is cat/' in str(task.folder)
+
+def test_how_splits_were_drawn_is_said(tmp_path):
+    folder = write_folder(tmp_path/'pets', 40)
+    def said(**how): return str(image_folder(folder, cache=tmp_path/'cache', verbose=False, **how).folder)
+    assert 'test (20%) and valid (10%) drawn at random, within each class, seed 0' in said()
+    assert 'valid (4 pictures) drawn at random' in said(valid_frac=4, test_frac=0) and 'no test split, as was asked' in said(test_frac=0)
+    assert 'groups whole' in said(groups=r'(\d)\.')
+
+def test_groups_are_cut_where_few_are_left(tmp_path):
+    "Ten groups of all classes, of which two hold most of the pictures"
+    folder = write_folder(tmp_path/'pets', 60)
+    task = image_folder(folder, groups=r'(\d)\d?\.', cache=tmp_path/'cache', verbose=False)
+    group = [Path(task.picture_name(i)).name[0] for i in range(len(task))]
+    in_splits = [{group[i] for i in numbers.tolist()} for numbers in task.splits.values()]
+    assert all(in_splits) and sum(map(len, in_splits)) == len(set(group))
