@@ -869,7 +869,8 @@ def __str__(self:FolderSummary):
     seen = sizes[0] if len(set(sizes)) == 1 else f'{sizes[0]} to {sizes[2]}, middle {sizes[1]}'
     lines.append(f'pictures: {seen}; {rule.fit} to {rule.size_px}×{rule.size_px} px, '
                  f'{"mirrored" if self.mirror else "not mirrored"} in training')
-    if rule.window: lines.append(f'window: up to {rule.window[0]} is black, from {rule.window[1]} on white')
+    if rule.window:
+        lines.append(f'window: up to {rule.window[0]} is black, from {rule.window[1]} on white')
     lines += [f'decided: {sentence}' for sentence in self.decided]
     for kind, names in self.converted.items():
         lines.append(f'converted: {describe_kinds([kind] * len(names))}: {_some(names)}')
