@@ -596,11 +596,14 @@ def _tuned(nb, args, task, source, *, seed):
     "A learner fine-tuned as was asked, or in the best of several ways"
     budget = _budget(nb, args, task)
     n_steps = len(task.splits['train']) // min(budget.bs, len(task.splits['train']))
-    print(f'Fine-tuning, {budget.n_epochs} epochs of {n_steps} steps, {budget.bs} pictures each',
+    passes = 'epoch' if budget.n_epochs == 1 else 'epochs'
+    print(f'Fine-tuning, {budget.n_epochs} {passes} of {n_steps} steps, {budget.bs} pictures each',
           flush=True)
     watching = [nb.Inspector(), *_quiet(nb)]
     if args.tried:
-        return nb.choose_strategy(task, source, _tried(args), budget, seed=seed, cbs=watching)[0]
+        metric = 'balanced_accuracy' if args.weights else 'accuracy'
+        return nb.choose_strategy(task, source, _tried(args), budget, metric=metric, seed=seed,
+                                  cbs=watching)[0]
     cbs = [_checkpoint(nb, args, seed), *watching]
     return nb.STRATEGIES[args.strategy](task, source, budget, seed=seed, cbs=cbs)
 
@@ -710,8 +713,12 @@ def _evaluate(args):
     nb = _library()
     predictor = nb.Predictor(args.network)
     task = _task(nb, args.target, args, predictor.rule)
-    if args.split == 'all': task = _everything(task)
-    split = 'test' if args.split == 'all' else args.split
+    split = args.split
+    if split == 'all':
+        task = _everything(task)
+        split = 'test'
+        print(f'Tested together: all {len(task.splits[split])} pictures but the '
+              f'{len(task.splits["valid"])} of valid, which choose the temperature')
     result = nb.evaluate(predictor, task, split, args.batch_size)
     page = result.report(args.out/'report.html')
     print(f'{result}\nall of it in {page}')
@@ -844,6 +851,8 @@ def main(
     "Run the command line"
     args = _parser().parse_args(argv)
     args.argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):   # names of files may hold bytes that are no letters
+        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')
     try:
         if hasattr(args, 'out') and args.command != 'export': _check_out(args)
         _check_numbers(args)

@@ -33,7 +33,8 @@ from matplotlib.figure import Figure
 from scipy.stats import binomtest, bootstrap, norm, t as student_t
 from sklearn.metrics import (accuracy_score, f1_score, precision_recall_fscore_support,
                              recall_score, roc_auc_score)
-from .files import cache_folder, digest, hold_lock, package_folder, write_whole
+from .files import (cache_folder, digest, hold_lock, package_folder, printable,
+                              write_whole)
 from .finetuning import fine_tune, transfer_learner
 from .networks import count_flops, create_network, stages
 from .pretraining import Quiet, default_lr, pretrain, record_of
@@ -1160,10 +1161,11 @@ def html_page(
     "Put parts of a report together on one page"
     title = html.escape(title)
     below = ''.join(f'<h2>{html.escape(heading)}</h2>{body}' for heading, body in parts)
-    return ('<!doctype html><html lang="en"><head><meta charset="utf-8">'
+    page = ('<!doctype html><html lang="en"><head><meta charset="utf-8">'
             f'<title>{title}</title>'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f'<style>{_CSS}</style></head><body><h1>{title}</h1>{below}</body></html>')
+    return printable(page)   # names of files may hold bytes that are no letters
 
 # %% ../nbs/12_comparison.ipynb #report
 @patch

@@ -693,18 +693,22 @@ def _cut_groups(table, frac, seed):
     n_classes = table.label.nunique()
     n_most = min(max(2, round(1 / frac)), table.group.nunique())
     tries = [n_parts for n_parts in range(n_most, 1, -1) for _ in range(3)]
+    best = None
+    best_error = np.inf
     for attempt, n_parts in enumerate(tries):   # where groups are few, a larger share
         folds = StratifiedGroupKFold(n_parts, shuffle=True, random_state=seed + attempt)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')   # of classes with fewer pictures than parts
             try: cuts = list(folds.split(table.name, table.label, table.group))
-            except ValueError: return None
-        good = []
+            except ValueError: continue
         for rest, cut in cuts:
             kept = min(table.label.iloc[part].nunique() for part in (rest, cut))
-            if kept == n_classes: good.append(cut)
-        if good: return min(good, key=lambda cut: abs(len(cut) - frac * len(table)))
-    return None
+            error = abs(len(cut) / (frac * len(table)) - 1)
+            if kept < n_classes or error >= best_error: continue
+            best = cut
+            best_error = error
+        if best_error < .2: break   # of what was asked
+    return best
 
 def _check_groups(table):
     "Refuse groups that are in more than one of the splits that were given"
@@ -762,6 +766,7 @@ def _labels_and_splits(request, table):
     vocab = sorted(table.label.unique())
     numbers = {name: i for i, name in enumerate(vocab)}
     labels = torch.tensor(table.label.map(numbers).to_numpy())
+    vocab = [printable(name) if isinstance(name, str) else name for name in vocab]
     fracs = _missing_fracs(table, request.fracs)
     table = table.assign(split=table.split.astype(object).where(table.split.notna(), 'train'))
     if table.group.notna().any(): table = _grouped_splits(table, fracs, request.seed)
@@ -1106,12 +1111,13 @@ def _is_held(n_bytes, in_memory):
     return False
 
 # %% ../nbs/03_folders.ipynb #task-of
-def _cut_in_words(table, fracs, seed):
+def _cut_in_words(task, table, fracs, seed):
     "Sentences on how the splits that were not given were made"
     parts = [f'{split} ({frac} pictures)' if isinstance(frac, Integral) else f'{split} ({frac:.0%})'
              for split, frac in fracs.items() if frac != 0]
     n_groups = table.group.nunique()
-    how = f'each of {n_groups:,} groups whole' if n_groups else 'within each class'
+    drawn = ', '.join(f'{split} {len(task.splits[split]) / len(table):.0%}' for split in fracs)
+    how = f'each of {n_groups:,} groups whole, so {drawn}' if n_groups else 'within each class'
     said = [f'{" and ".join(parts)} drawn at random, {how}, seed {seed}'] if parts else []
     if fracs.get('test') == 0: said.append('there is no test split, as was asked')
     return said
@@ -1127,7 +1133,7 @@ def _task_of(request, plan, ignored, *, cache=None, in_memory=None):
     for name, (fault, _) in seen.bad.items(): unread[f'not read, {fault}'].append(name)
     task.folder = FolderSummary(
         request.name, task.counts(), request.rule, request.mirror, sizes=_middle_sizes(seen.sizes),
-        decided=[*plan.decided, *_cut_in_words(plan.table, fracs, request.seed)],
+        decided=[*plan.decided, *_cut_in_words(task, plan.table, fracs, request.seed)],
         converted=seen.kinds, ignored=dict(ignored), left_out={**plan.left_out, **unread})
     return task
 

@@ -440,7 +440,7 @@ def mistakes(self:Evaluation)->pd.DataFrame: # picture, class, taken_for, probab
     wrong = (found != self.labels).nonzero().flatten()
     wrong = wrong[values[wrong].argsort(descending=True, stable=True)]
     numbers = self.task.splits[self.facts['split']][wrong].tolist()
-    names = [self.task.picture_name(number) for number in numbers]
+    names = [printable(self.task.picture_name(number)) for number in numbers]
     columns = dict(picture=names, class_=[self.vocab[i] for i in self.labels[wrong]],
                    taken_for=[self.vocab[i] for i in found[wrong]],
                    probability=values[wrong].numpy(), number=numbers)

@@ -639,3 +639,16 @@ def test_export(format, ending, tuned, tmp_path, monkeypatch, capsys):
     assert 'is there already' in capsys.readouterr().err
     assert cli.main(['export', str(tuned), '--format', format, '--overwrite']) == 0
     assert names(tmp_path) == {file.name} and file.stat().st_size > 100_000
+
+@pytest.mark.training
+@pytest.mark.skipif(sys.platform != 'linux', reason='other systems refuse such names')
+def test_names_with_bytes_that_are_no_letters(pictures, typed, tmp_path):
+    folder = os.fsencode(tmp_path/'odd')
+    for i, name in enumerate((b'k\xe4tze', b'ship')):
+        os.makedirs(folder + b'/' + name)
+        for file in sorted((pictures/str(i)).iterdir())[:8]: shutil.copy(file, os.fsdecode(folder + b'/' + name + b'/\xe9' + file.name.encode()))
+    typed('finetune --source resnet9-letters --target odd --epochs 1 --out tuned')
+    page = (tmp_path/'tuned'/'report.html').read_text(encoding='utf-8')
+    assert 'k\\udce4tze' in page or 'k\\xe4tze' in page
+    printed = typed('evaluate tuned/finetuned.safetensors --target odd --split all --out seen')
+    assert 'Tested together: all 14 pictures but the 2 of valid' in printed

@@ -862,3 +862,11 @@ def test_groups_are_cut_where_few_are_left(tmp_path):
     group = [Path(task.picture_name(i)).name[0] for i in range(len(task))]
     in_splits = [{group[i] for i in numbers.tolist()} for numbers in task.splits.values()]
     assert all(in_splits) and sum(map(len, in_splits)) == len(set(group))
+
+def test_groups_nearest_to_the_shares_that_were_asked(tmp_path):
+    "Three groups a class, of 10, 10 and 5"
+    folder = write_folder(tmp_path/'pets', 50)
+    task = image_folder(folder, groups=lambda path: f'{path.parent.name} {int(path.stem) // 20}',
+        cache=tmp_path/'cache', verbose=False)
+    sizes = [len(numbers) for numbers in task.splits.values()]
+    assert sizes[0] >= 20 and min(sizes[1:]) == 10 and 'so test ' in str(task.folder)
