@@ -1159,12 +1159,11 @@ def html_page(
     parts:Iterable, # of pairs: a heading, and the HTML below it
 )->str:             # a page that needs no network
     "Put parts of a report together on one page"
-    title = html.escape(title)
     below = ''.join(f'<h2>{html.escape(heading)}</h2>{body}' for heading, body in parts)
     page = ('<!doctype html><html lang="en"><head><meta charset="utf-8">'
-            f'<title>{title}</title>'
+            f'<title>{html.escape(title)}</title>'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f'<style>{_CSS}</style></head><body><h1>{title}</h1>{below}</body></html>')
+            f'<style>{_CSS}</style></head><body><h1>{html.escape(title)}</h1>{below}</body></html>')
     return printable(page)   # names of files may hold bytes that are no letters
 
 # %% ../nbs/12_comparison.ipynb #report
