@@ -305,9 +305,11 @@ def _check_ways(args):
 # %% ../nbs/26_cli.ipynb #check-task-weights
 _ENDINGS = '.safetensors', '.pth', '.pt', '.bin', '.pkl'
 
+def _is_task(name): return name in _TASK_NAMES or Path(name).expanduser().is_dir()
+
 def _check_task(option, name):
     "Refuse what is neither a built-in task nor a folder"
-    if name in _TASK_NAMES or Path(name).expanduser().is_dir(): return
+    if _is_task(name): return
     raise ValueError(f'{option} must be {_TASKS}: there is no {name!r}')
 
 def _check_weights(option, name):
@@ -451,8 +453,6 @@ def _check_network(nb, args, arch, task):
     except (AssertionError, RuntimeError) as error:
         raise ValueError(f'{arch} does not take {task.size_px}×{task.size_px} pictures '
                          f'({error}): name another --arch, or a --size') from error
-
-def _is_task(name): return name in _TASK_NAMES or Path(name).expanduser().is_dir()
 
 def _weights_source(nb, args):
     "Weights from anywhere, which say their network, or are told it by --arch"
@@ -728,7 +728,9 @@ def _evaluate(args):
 def _export(args):
     nb = _library()
     path = nb.export_network(args.network, _export_path(args), args.format)
-    print(f'{path} takes pixels and gives probabilities; it was checked against {args.network}')
+    can_check = args.format != 'onnx' or find_spec('onnxruntime')   # else a warning says so
+    checked = f'; it was checked against {args.network}' if can_check else ''
+    print(f'{path} takes pixels and gives probabilities{checked}')
 
 # %% ../nbs/26_cli.ipynb #demo
 def _demo(args):
